@@ -1,0 +1,75 @@
+"""The card (`README.md`) of a published checkpoint: front matter for the hub, then what people want to know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+
+def model_card(name: str, config: dict[str, Any], pictures: list[str]) -> str:
+    """Markdown card of a checkpoint.
+
+    Args:
+        name: the checkpoint's name.
+        config: the fields of `CheckpointConfig` as plain values.
+        pictures: file names of PNG pictures beside the card.
+    """
+    dcls = config["dcls"]
+    front = {
+        "license": str(config["license"]).lower(),
+        "library_name": "dcls-align",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "timm", *(["dcls"] if dcls else [])],
+    }
+    kind = "plain convolutions"
+    if dcls:
+        kind = (
+            f"DCLS in place of its {dcls['rule'].replace('_', ' ')} convolutions ({dcls['kernel_count']} elements in "
+            f"{dcls['dilated_kernel_size']}x{dcls['dilated_kernel_size']}, interpolation {dcls['interpolation']})"
+        )
+    transform = config["transform"]
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False).strip(),
+        "---",
+        f"# {name}",
+        "",
+        f"`{config['model']}` with {config['num_classes']} classes and {kind}.",
+        "",
+        "| measured at the end of training | |",
+        "|---|---|",
+        *(f"| {key} | {_figure(value)} |" for key, value in config["metrics"].items()),
+        "",
+        f"Input: short side {transform['resize']} px ({transform['interpolation']}), central "
+        f"{transform['crop']} px, mean {transform['mean']}, standard deviation {transform['std']}.",
+        "",
+        "Evaluate it:",
+        "```",
+        _evaluate_command(name, config),
+        "```",
+        *(["Made by:", "```", config["command"], "```"] if config["command"] else []),
+        *(f"![{picture.removesuffix('.png').replace('_', ' ')}]({picture})" for picture in pictures),
+        "",
+        "## Recipe",
+        "```yaml",
+        yaml.safe_dump(config["recipe"], sort_keys=False).strip(),
+        "```",
+        "",
+        f"Licence of the weights: {config['license']}. SHA-256 of `model.safetensors`: "
+        f"`{config['weights_sha256']}`.",
+        "",
+        "Versions: " + ", ".join(f"{key} {value}" for key, value in config["versions"].items()) + ".",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _evaluate_command(name: str, config: dict[str, Any]) -> str:
+    source = (config["recipe"].get("data") or {}).get("source", "")
+    data = "--data scenes" if source == "scenes" else "--data clickme --data-root /clickme"
+    return f"python -m evaluate --ckpt checkpoints/{name} {data}"
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

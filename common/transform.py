@@ -1,0 +1,45 @@
+"""The way a photograph goes into a model: resize of the short side, centre crop, normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torchvision.transforms import v2
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ModelTransform:
+    """Preprocessing of one model."""
+
+    resize: int = 256
+    """Short side after resizing, in pixels."""
+    crop: int = 224
+    """Side of the central square that the model sees, in pixels."""
+    interpolation: str = "bicubic"
+    """`bicubic` or `bilinear` (with antialiasing, as PIL does)."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Subtracted per channel, on the 0..1 scale."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Divided by per channel."""
+
+    def geometry(self) -> v2.Transform:
+        """PIL image -> uint8 tensor (3, crop, crop): what the model sees, before normalisation."""
+        mode = v2.InterpolationMode(self.interpolation)
+        return v2.Compose([v2.Resize(self.resize, mode), v2.CenterCrop(self.crop), v2.PILToTensor()])
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> the model's float32 input, on the same device."""
+        scaled = pixels.float() / 255
+        mean = scaled.new_tensor(self.mean).view(3, 1, 1)
+        std = scaled.new_tensor(self.std).view(3, 1, 1)
+        return (scaled - mean) / std
+
+    def field_of_view(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The part of an image that the model sees, (x0, y0, x1, y1) in that image's pixels."""
+        side = min(height, width) * self.crop / self.resize
+        x0, y0 = (width - side) / 2, (height - side) / 2
+        return x0, y0, x0 + side, y0 + side

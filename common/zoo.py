@@ -1,0 +1,217 @@
+"""The named models: the eight of the study with their DCLS twins, the demo pair, and any timm classifier.
+
+Facts of the study (arXiv 2408.03164, published evaluation code): interpolation, dilated kernel size and
+kernel count of each model, the layers replaced, the transform and the layer that is explained.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import timm
+import timm.data
+from torch import nn
+
+from common.demo_net import DemoNet
+from common.errors import UserError
+from common.surgery import DclsSpec, replace_convs
+from common.transform import ModelTransform
+
+ZENODO = "https://zenodo.org/records"
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A checkpoint file of the authors."""
+
+    url: str
+    """Where it is published."""
+    key: str
+    """Entry of the file that holds the state dict."""
+    naming: str
+    """Whose parameter names it uses: `convnext`, `timm`, `metaformer` or `fastvit` (the original repositories)."""
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """One named model."""
+
+    name: str
+    """The name people type."""
+    architecture: str
+    """timm architecture, or `demo_net`."""
+    target_layer: str
+    """The module whose output is explained by default; the same tensor as `forward_features` gives."""
+    transform: ModelTransform
+    """Preprocessing in the study."""
+    tags: tuple[str, ...] = ()
+    """timm weight tags of the plain model, that of the study first. Explicit, since timm's defaults change."""
+    dcls: DclsSpec | None = None
+    """Its surgery, or None for a plain model."""
+    published: PublishedFile | None = None
+    """The authors' file, if there is one."""
+    num_classes: int = 1000
+
+
+_CONVNEXT = ModelTransform(256, 224)
+_METAFORMER = ModelTransform(224, 224)
+_FASTVIT = ModelTransform(256, 256)
+_RESNET = ModelTransform(235, 224)
+_DEMO = ModelTransform(64, 64, "bilinear")
+
+_PLAIN = (
+    ZooModel("resnet50", "resnet50", "layer4", _RESNET, ("a1_in1k", "a3_in1k")),
+    ZooModel("convnext_t", "convnext_tiny", "stages", _CONVNEXT, ("fb_in1k",)),
+    ZooModel("convnext_s", "convnext_small", "stages", _CONVNEXT, ("fb_in1k",)),
+    ZooModel("convnext_b", "convnext_base", "stages", _CONVNEXT, ("fb_in1k",)),
+    ZooModel("caformer_s18", "caformer_s18", "stages", _METAFORMER, ("sail_in1k",)),
+    ZooModel("convformer_s18", "convformer_s18", "stages", _METAFORMER, ("sail_in1k",)),
+    ZooModel("fastvit_sa24", "fastvit_sa24", "final_conv", _FASTVIT, ("apple_in1k", "apple_dist_in1k")),
+    ZooModel("fastvit_sa36", "fastvit_sa36", "final_conv", _FASTVIT, ("apple_in1k", "apple_dist_in1k")),
+    ZooModel("demo", "demo_net", "stages", _DEMO, num_classes=12),
+)
+
+# name of the plain twin -> surgery and published file
+_DCLS: dict[str, tuple[DclsSpec, PublishedFile | None]] = {
+    "resnet50": (
+        DclsSpec("v0", 7, 5, "3x3", weight_init="kaiming"),
+        PublishedFile(f"{ZENODO}/8373830/files/resnet_dcls_kernel_5_model_best.pth.tar", "state_dict_ema", "timm"),
+    ),
+    "convnext_t": (
+        DclsSpec("v0", 17, 34, weight_init="trunc_normal"),
+        PublishedFile(f"{ZENODO}/7112021/files/convnext_dcls_tiny_1k_224_ema.pth", "model", "convnext"),
+    ),
+    "convnext_s": (
+        DclsSpec("v0", 17, 40, weight_init="trunc_normal"),
+        PublishedFile(f"{ZENODO}/7112021/files/convnext_dcls_small_1k_224_ema.pth", "model", "convnext"),
+    ),
+    "convnext_b": (
+        DclsSpec("v0", 17, 40, weight_init="trunc_normal"),
+        PublishedFile(f"{ZENODO}/7112021/files/convnext_dcls_base_1k_224_ema.pth", "model", "convnext"),
+    ),
+    "caformer_s18": (
+        DclsSpec("v1", 17, 34),
+        PublishedFile(
+            f"{ZENODO}/8370737/files/caformer_s18_v1_17lim_34el_seed0.pth.tar", "state_dict_ema", "metaformer"
+        ),
+    ),
+    "convformer_s18": (
+        DclsSpec("v1", 17, 40),
+        PublishedFile(
+            f"{ZENODO}/8370737/files/convformer_s18_v1_17lim_40el_seed0.pth.tar", "state_dict_ema", "metaformer"
+        ),
+    ),
+    "fastvit_sa24": (
+        DclsSpec("v1", 17, 34, "depthwise_7x7"),
+        PublishedFile(f"{ZENODO}/8370737/files/fastvit_sa24_v1_17lim_34el_seed0.pth.tar", "state_dict_ema", "fastvit"),
+    ),
+    "fastvit_sa36": (
+        DclsSpec("v1", 17, 34, "depthwise_7x7"),
+        PublishedFile(f"{ZENODO}/8370737/files/fastvit_sa36_v1_17lim_34el_seed0.pth.tar", "state_dict_ema", "fastvit"),
+    ),
+    "demo": (DclsSpec("gauss", 11, 16), None),
+}
+
+
+def _build_zoo() -> dict[str, ZooModel]:
+    zoo = {}
+    for plain in _PLAIN:
+        zoo[plain.name] = plain
+        spec, published = _DCLS[plain.name]
+        twin = replace(plain, name=f"{plain.name}_dcls", dcls=spec, published=published, tags=())
+        zoo[twin.name] = twin
+    gauss_file = PublishedFile(f"{ZENODO}/8029747/files/convnext_dcls_gauss_tiny_1k_224_ema.pth", "model", "convnext")
+    zoo["convnext_t_dcls_gauss"] = replace(
+        zoo["convnext_t_dcls"],
+        name="convnext_t_dcls_gauss",
+        dcls=DclsSpec("gauss", 23, 26, weight_init="trunc_normal"),
+        published=gauss_file,
+    )
+    return zoo
+
+
+ZOO: dict[str, ZooModel] = _build_zoo()
+"""Every named model."""
+
+STUDY_MODELS = tuple(name for name in ZOO if not name.startswith("demo") and name != "convnext_t_dcls_gauss")
+"""The sixteen models of the study, each plain one before its twin."""
+
+
+def lookup(name: str) -> ZooModel:
+    """The zoo's entry of a name, or one made on the spot for `timm:ARCHITECTURE[.TAG]`.
+
+    Raises:
+        UserError: neither the zoo nor timm knows the name; the nearest known names are given.
+    """
+    if name in ZOO:
+        return ZOO[name]
+    if not name.startswith("timm:"):
+        near = difflib.get_close_matches(name, ZOO, 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(ZOO)}"
+        raise UserError(f"unknown model {name!r}; {hint} Any timm classifier is taken as timm:ARCHITECTURE.")
+    architecture, _, tag = name.removeprefix("timm:").partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() names them."
+        raise UserError(f"timm has no architecture {architecture!r}; {hint}")
+    known_tags = [full.partition(".")[2] for full in timm.list_pretrained(architecture)]
+    if tag and tag not in known_tags:
+        raise UserError(f"timm has no weights {tag!r} for {architecture}; known: {', '.join(known_tags)}")
+    cfg = timm.get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
+    data = timm.data.resolve_data_config({}, pretrained_cfg=cfg.to_dict() if cfg else {})
+    crop = data["input_size"][1]
+    transform = ModelTransform(
+        int(crop / data["crop_pct"]), crop, data["interpolation"], tuple(data["mean"]), tuple(data["std"])
+    )
+    return ZooModel(name, architecture, "", transform, (tag,) if tag else tuple(known_tags[:1]))
+
+
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    *,
+    dcls: DclsSpec | None = None,
+    pretrained: bool = False,
+    **model_args: Any,
+) -> nn.Module:
+    """Build a named model, with its DCLS surgery, in training mode.
+
+    Args:
+        name: a name of `ZOO` or `timm:ARCHITECTURE[.TAG]`.
+        num_classes: outputs; the zoo's number by default.
+        dcls: surgery to apply instead of the zoo's.
+        pretrained: load the plain model's weights from the hub by the explicit tag, before any surgery.
+        model_args: passed to the timm architecture, such as `drop_path_rate`.
+
+    Returns:
+        A model with timm's interface: `forward_features` (B, 3, H, W) -> last feature map,
+        `forward_head` of that -> logits (B, num_classes).
+
+    Raises:
+        UserError: unknown name, arguments the architecture does not take, weights that cannot be fetched.
+    """
+    entry = lookup(name)
+    classes = entry.num_classes if num_classes is None else num_classes
+    if entry.architecture == "demo_net":
+        if pretrained:
+            raise UserError(f"{name} has no weights on the hub; its checkpoint is checkpoints/{name}")
+        model: nn.Module = DemoNet(num_classes=classes, **model_args)
+    else:
+        weights = f"{entry.architecture}.{entry.tags[0]}" if pretrained and entry.tags else entry.architecture
+        try:
+            model = timm.create_model(weights, pretrained=pretrained, num_classes=classes, **model_args)
+        except TypeError as error:
+            raise UserError(f"{name}: the architecture refuses its arguments {model_args}: {error}") from error
+        except (OSError, RuntimeError) as error:
+            if not pretrained:
+                raise
+            raise UserError(
+                f"{name}: the weights {weights} could not be fetched ({type(error).__name__}: {error}). Without a "
+                f"connection, give a local file: --ckpt FILE --model {name}"
+            ) from error
+    spec = dcls or entry.dcls
+    if spec is not None:
+        replace_convs(model, spec)
+    return model

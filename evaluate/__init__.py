@@ -1,0 +1,1 @@
+"""Measure a checkpoint: explainers, alignment with human maps, statistics, reports."""

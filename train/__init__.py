@@ -1,0 +1,1 @@
+"""Train DCLS-augmented classifiers with Accelerate and publish them as checkpoints."""
