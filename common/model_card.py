@@ -56,8 +56,7 @@ def model_card(name: str, config: dict[str, Any], pictures: list[str]) -> str:
         yaml.safe_dump(config["recipe"], sort_keys=False).strip(),
         "```",
         "",
-        f"Licence of the weights: {config['license']}. SHA-256 of `model.safetensors`: "
-        f"`{config['weights_sha256']}`.",
+        f"Licence of the weights: {config['license']}. SHA-256 of `model.safetensors`: `{config['weights_sha256']}`.",
         "",
         "Versions: " + ", ".join(f"{key} {value}" for key, value in config["versions"].items()) + ".",
         "",

@@ -126,7 +126,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
             f"{where} does not fit {type(model).__name__}, {len(problems)} names differ:\n  " + "\n  ".join(problems)
         )
     with torch.no_grad():
-        for name, target in own.items():
+        for target in own.values():
             target.copy_(state[given[id(target)]])
 
 

@@ -1,0 +1,291 @@
+"""The data sets a model is measured on, behind one interface, and their loader."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from timm.data import ImageNetInfo
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from common.errors import UserError
+from common.scenes import CLASS_NAMES, SceneConfig, Scenes
+from common.transform import ModelTransform
+from evaluate.clickme import HUMAN_CEILING, ClickMe, blur_human_map, paper_image
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SCENES_COUNT = 1000
+
+
+class Picture(NamedTuple):
+    """One image before a model's transform."""
+
+    image: Image.Image
+    """RGB."""
+    human: Tensor | None
+    """The human map as stored; `EvalData.human_maps` makes the final one."""
+    label: int
+    """Class index."""
+    image_id: str
+    """Stable and unique within the data set."""
+
+
+class EvalData(ABC):
+    """A data set to measure on; picklable, holding no pictures."""
+
+    name: str
+    ceiling: float | None = None
+    """Mean Spearman correlation between people, by which alignment is divided; None where there is none."""
+    has_human_maps: bool = True
+    num_classes: int = 1000
+    class_names: list[str] | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def picture(self, index: int) -> Picture:
+        """Read one picture; raises `UserError` naming it when it cannot be read."""
+
+    def human_maps(self, stored: Tensor) -> Tensor:
+        """Stored human maps of a batch -> (B, S, S) float32, covering the whole frame of the picture."""
+        return stored.float()
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Short hash of what the data set consists of, without reading the pictures."""
+
+
+class ClickMeData(EvalData):
+    """ClickMe photographs and human maps (see `evaluate.clickme`)."""
+
+    name = "clickme"
+    ceiling = HUMAN_CEILING
+
+    def __init__(self, root: Path) -> None:
+        self.records = ClickMe(root)
+        self.missing_shards = self.records.missing_shards
+        self.class_names = imagenet_names()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def picture(self, index: int) -> Picture:
+        """The 224 px image the study feeds to the models' own transforms; the human map is still unblurred."""
+        record = self.records[index]
+        pixels = paper_image(torch.from_numpy(record.image)[None])[0].permute(1, 2, 0).numpy()
+        return Picture(Image.fromarray(pixels), torch.from_numpy(record.heatmap), record.label, record.image_id)
+
+    def human_maps(self, stored: Tensor) -> Tensor:
+        """(B, 256, 256) uint8 -> (B, 224, 224), blurred as ClickMe's own code does."""
+        return blur_human_map(stored)
+
+    def fingerprint(self) -> str:
+        """Hash of the shards' names and sizes."""
+        return _hash(f"{shard.name} {shard.stat().st_size}" for shard in self.records.shards)
+
+
+class ScenesData(EvalData):
+    """Generated scenes that no training run has seen (their validation split)."""
+
+    name = "scenes"
+    num_classes = len(CLASS_NAMES)
+
+    def __init__(self, size: int, count: int = SCENES_COUNT, config: SceneConfig | None = None) -> None:
+        config = config or SceneConfig()
+        self.scenes = Scenes(count, SceneConfig(size, config.difficulty, config.seed), "val")
+        self.class_names = list(CLASS_NAMES)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def picture(self, index: int) -> Picture:
+        """One scene, at the size the model takes."""
+        scene = self.scenes[index]
+        image = Image.fromarray(scene.image.permute(1, 2, 0).contiguous().numpy())
+        return Picture(image, scene.human_map, scene.label, f"val/{index:06d}")
+
+    def fingerprint(self) -> str:
+        """Hash of what the scenes are a function of."""
+        return _hash([f"{self.scenes.config} {len(self)}"])
+
+
+class FolderData(EvalData):
+    """Photographs without human maps: class folders, or one folder with a table of labels.
+
+    Args:
+        root: a folder of class folders (WordNet ids mean ImageNet classes; other names count in sorted
+            order), or any folder if `labels` is given.
+        labels: a CSV with the columns `file` (relative to `root`) and `label` (class index).
+
+    Raises:
+        UserError: nothing there, a class folder without pictures, a damaged table.
+    """
+
+    name = "imagefolder"
+    has_human_maps = False
+
+    def __init__(self, root: Path, labels: Path | None = None) -> None:
+        if not root.is_dir():
+            raise UserError(f"no data folder at {root}; give --data-root the folder that holds the pictures")
+        self.root = root
+        self.files, self.labels = _from_table(root, labels) if labels else _from_folders(root)
+        self.num_classes = 1000 if labels or _is_imagenet(root) else 1 + max(self.labels)
+        self.class_names = imagenet_names() if self.num_classes == 1000 else None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def picture(self, index: int) -> Picture:
+        """Decode one photograph."""
+        name = self.files[index]
+        return Picture(open_image(self.root / name), None, self.labels[index], name)
+
+    def fingerprint(self) -> str:
+        """Hash of the files' names and labels."""
+        return _hash(f"{name} {label}" for name, label in zip(self.files, self.labels))
+
+
+def open_image(path: Path) -> Image.Image:
+    """Decode a photograph as RGB.
+
+    Raises:
+        UserError: absent, or not a picture that decodes.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"no picture at {path}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} does not decode as a picture ({error}); replace or remove it") from error
+
+
+def imagenet_names() -> list[str]:
+    """A short English name for each of the 1000 ImageNet classes, in order of index."""
+    info = ImageNetInfo()
+    return [info.index_to_description(i).split(",")[0] for i in range(info.num_classes())]
+
+
+def _is_imagenet(root: Path) -> bool:
+    known = set(ImageNetInfo().label_names())
+    folders = [p.name for p in root.iterdir() if p.is_dir()]
+    return bool(folders) and all(name in known for name in folders)
+
+
+def _from_folders(root: Path) -> tuple[list[str], list[int]]:
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise UserError(
+            f"{root} has no class folders; expected {root}/CLASS/picture.jpg, or a table by --labels FILE.csv"
+        )
+    if _is_imagenet(root):
+        wnids = ImageNetInfo().label_names()
+        index = {wnid: i for i, wnid in enumerate(wnids)}
+    else:
+        index = {folder.name: i for i, folder in enumerate(folders)}
+    files, labels = [], []
+    for folder in folders:
+        pictures = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+        if not pictures:
+            raise UserError(f"class folder {folder} holds no {', '.join(PICTURE_SUFFIXES)}; fill it or remove it")
+        files += [str(p.relative_to(root)) for p in pictures]
+        labels += [index[folder.name]] * len(pictures)
+    return files, labels
+
+
+def _from_table(root: Path, table: Path) -> tuple[list[str], list[int]]:
+    if not table.is_file():
+        raise UserError(f"no table of labels at {table}")
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"file", "label"} <= set(rows[0]):
+        raise UserError(f"{table} needs rows with the columns file and label; it has {list(rows[0]) if rows else []}")
+    labels = []
+    for number, row in enumerate(rows, 2):
+        if not (row["label"] or "").isdigit() or not row["file"]:
+            raise UserError(f"{table}, line {number}: {row['file']!r}, {row['label']!r}; a label is a class index")
+        labels.append(int(row["label"]))
+    return [row["file"] for row in rows], labels
+
+
+def _hash(parts: Iterator[str] | Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+@dataclass
+class Batch:
+    """One batch, still on the CPU."""
+
+    pixels: Tensor
+    """(B, 3, crop, crop) uint8: what the model sees."""
+    human: Tensor | None
+    """(B, ...) stored human maps."""
+    labels: Tensor
+    """(B,) int64."""
+    indices: Tensor
+    """(B,) int64, place in the data set."""
+    image_ids: list[str]
+
+
+_Item = tuple[Tensor, Tensor | None, int, int, str]
+
+
+class _Items(Dataset[_Item | UserError]):
+    """Pictures through a model's geometry, for the loader's workers."""
+
+    def __init__(self, data: EvalData, transform: ModelTransform, indices: Sequence[int]) -> None:
+        self.data, self.geometry, self.indices = data, transform.geometry(), indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> _Item | UserError:
+        index = int(self.indices[position])
+        try:
+            picture = self.data.picture(index)
+        except UserError as error:  # raised again by `load_batches`: the loader would wrap it in a traceback
+            return error
+        return self.geometry(picture.image), picture.human, picture.label, index, picture.image_id
+
+
+def _collate(items: list[_Item | UserError]) -> Batch | UserError:
+    good = []
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+        good.append(item)
+    pixels, human, labels, indices, ids = zip(*good)
+    maps = None if human[0] is None else torch.stack(human)
+    return Batch(torch.stack(pixels), maps, torch.tensor(labels), torch.tensor(indices), list(ids))
+
+
+def load_batches(
+    data: EvalData, transform: ModelTransform, indices: Sequence[int], batch_size: int, workers: int
+) -> Iterator[Batch]:
+    """The pictures at `indices` in that order, in batches, read and transformed by `workers` processes.
+
+    Raises:
+        UserError: a picture cannot be read.
+    """
+    items = _Items(data, transform, indices)
+    for batch in DataLoader(items, batch_size, collate_fn=_collate, num_workers=workers):
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def choose_indices(count: int, limit: int | None, seed: int) -> np.ndarray:
+    """All indices, or a seeded random subset of `limit` of them, in ascending order."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))

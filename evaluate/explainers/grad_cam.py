@@ -1,0 +1,23 @@
+"""Grad-CAM (Selvaraju et al., ICCV 2017) as the study computes it."""
+
+from torch import Tensor
+
+
+def channel_weights(gradients: Tensor) -> Tensor:
+    """Spatial mean of the gradient, the weight of each channel: (B, C, h, w) -> (B, C, 1, 1)."""
+    return gradients.mean((2, 3), keepdim=True)
+
+
+def grad_cam(features: Tensor, gradients: Tensor) -> Tensor:
+    """ReLU of the mean over channels of weight times activation; not normalised.
+
+    The mean instead of Grad-CAM's sum only scales the map; ranks do not see it.
+
+    Args:
+        features: (B, C, h, w) activations of the target layer.
+        gradients: (B, C, h, w) of the target's logit with respect to them.
+
+    Returns:
+        (B, h, w), at least 0.
+    """
+    return (channel_weights(gradients) * features).mean(1).relu()

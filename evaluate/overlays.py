@@ -1,0 +1,39 @@
+"""Saliency laid over photographs, as pictures for people."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+
+def normalised(saliency: Tensor) -> NDArray[np.float32]:
+    """(H, W) -> float32 in [0, 1]; a constant map becomes 0."""
+    values = saliency.float().numpy()
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+
+def overlay(pixels: Tensor, saliency: Tensor, opacity: float = 0.5) -> Image.Image:
+    """Blend a saliency map over a picture.
+
+    Args:
+        pixels: (3, H, W) uint8.
+        saliency: (H, W), any scale; min-max normalised here.
+        opacity: of the colours, 0 to 1.
+    """
+    picture = pixels.permute(1, 2, 0).numpy().astype(np.float32)
+    colours = matplotlib.colormaps["turbo"](normalised(saliency))[..., :3].astype(np.float32) * 255
+    return Image.fromarray((picture * (1 - opacity) + colours * opacity).round().astype(np.uint8))
+
+
+def data_uri(image: Image.Image, quality: int = 85) -> str:
+    """A picture as a `data:` address, for a page that opens without a network."""
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,122 @@
+"""The checkpoint under evaluation: from what people type after `--ckpt` to a folded model ready to be measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import nn
+
+from common.checkpoint import load_checkpoint
+from common.errors import UserError
+from common.surgery import fold_dcls
+from common.transform import ModelTransform
+from common.weights import load_state, read_weights, sha256
+from common.zoo import create_model, lookup
+
+
+@dataclass
+class Subject:
+    """A model to be measured, with what its rows and scores say about it."""
+
+    name: str
+    """Label in tables, unique within a run."""
+    model: nn.Module
+    """Evaluation mode, DCLS layers folded, parameters without gradients."""
+    model_name: str
+    """Name in the zoo, or `timm:ARCHITECTURE`."""
+    transform: ModelTransform
+    num_classes: int
+    source: str
+    """What was typed."""
+    weights_sha256: str
+    """Of the weight file; empty for weights from the hub or none."""
+    num_params: int
+    """Distinct parameters before folding."""
+
+    def to(self, device: torch.device) -> None:
+        """Move the model; channels_last, in which convolutions run fastest."""
+        self.model.to(device).to(memory_format=torch.channels_last)
+
+
+def load_subject(
+    spec: str, model_name: str | None = None, model_args: dict[str, Any] | None = None, untrained_seed: int = 0
+) -> Subject:
+    """Load what `--ckpt` names.
+
+    Args:
+        spec: a folder written by `train`; a `.pth`, `.pth.tar` or `.safetensors` file (with `model_name`);
+            `timm:ARCHITECTURE[.TAG]` or `hf-hub:ORG/NAME`, whose weights come from the hub; `untrained`
+            (with `model_name`): random weights, as a baseline.
+        model_name: the architecture of a weight file.
+        model_args: arguments of that architecture.
+        untrained_seed: seed of the random weights.
+
+    Raises:
+        UserError: nothing there, or it does not fit.
+    """
+    model_args = model_args or {}
+    path = Path(spec).expanduser()
+    if spec == "untrained":
+        entry = lookup(_needed(model_name, spec))
+        torch.manual_seed(untrained_seed)
+        model = create_model(entry.name, **model_args)
+        return _subject(f"{entry.name} (untrained)", model, entry.name, entry.transform, entry.num_classes, spec, "")
+    if spec.startswith("timm:"):
+        entry = lookup(spec)
+        model = create_model(spec, pretrained=True, **model_args)
+        return _subject(spec, model, spec, entry.transform, entry.num_classes, spec, "")
+    if spec.startswith("hf-hub:"):
+        path = _fetch_folder(spec)
+    if path.is_dir():
+        model, config = load_checkpoint(path)
+        name = path.resolve().name
+        return _subject(name, model, config.model, config.transform, config.num_classes, spec, config.weights_sha256)
+    if path.is_file():
+        entry = lookup(_needed(model_name, spec))
+        model = create_model(entry.name, **model_args)
+        load_state(model, read_weights(path, entry.published.key if entry.published else None), str(path))
+        name = path.name.split(".")[0]
+        return _subject(name, model, entry.name, entry.transform, entry.num_classes, spec, sha256(path))
+    raise UserError(
+        f"--ckpt {spec}: no such folder or file. Give a folder written by train (it holds config.json and "
+        "model.safetensors), a weight file with --model NAME, timm:ARCHITECTURE.TAG or hf-hub:ORG/NAME"
+    )
+
+
+def _fetch_folder(spec: str) -> Path:
+    """Download a checkpoint folder from the Hugging Face hub into its cache."""
+    try:
+        found = snapshot_download(
+            spec.removeprefix("hf-hub:"), allow_patterns=["config.json", "model.safetensors", "README.md"]
+        )
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise UserError(
+            f"--ckpt {spec}: not to be had from the hub ({type(error).__name__}: {str(error)[:200]}). Check the name "
+            "and the connection; for a private repository set HF_TOKEN. A timm model is taken as timm:ARCHITECTURE.TAG"
+        ) from error
+    return Path(found)
+
+
+def _needed(model_name: str | None, spec: str) -> str:
+    if model_name is None:
+        raise UserError(f"--ckpt {spec} needs --model NAME, such as convnext_t_dcls or timm:ARCHITECTURE")
+    return model_name
+
+
+def _subject(
+    name: str,
+    model: nn.Module,
+    model_name: str,
+    transform: ModelTransform,
+    num_classes: int,
+    source: str,
+    digest: str,
+) -> Subject:
+    num_params = sum(p.numel() for p in model.parameters())
+    model = fold_dcls(model).eval().requires_grad_(False)
+    return Subject(name, model, model_name, transform, num_classes, source, digest, num_params)
