@@ -1,0 +1,45 @@
+# make demo   train the demo pair, evaluate both, show the table (about 5 minutes on two CPU cores)
+# make test   linter, type checker, tests
+# make check  the same with the slow tests
+# make bench  the benchmarks
+PYTHON ?= python3
+BIN := .venv/bin
+RUNS := runs/demo
+
+.PHONY: demo test check bench clean
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/python train/main.py recipe=demo run_dir=$(RUNS)/demo checkpoints_dir=$(RUNS)/checkpoints
+	$(BIN)/python train/main.py recipe=demo_dcls run_dir=$(RUNS)/demo_dcls checkpoints_dir=$(RUNS)/checkpoints
+	$(BIN)/python -m evaluate --ckpt $(RUNS)/checkpoints/demo $(RUNS)/checkpoints/demo_dcls --data scenes --out results/demo
+	@echo "report:      results/demo/report.html"
+	@echo "TensorBoard: $(BIN)/tensorboard --logdir $(RUNS)"
+	@echo "checkpoints: $(RUNS)/checkpoints/demo, $(RUNS)/checkpoints/demo_dcls"
+
+test: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow"
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: .venv/installed-dev
+	$(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf .venv build *.egg-info

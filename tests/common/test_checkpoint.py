@@ -1,0 +1,134 @@
+"""The checkpoint folder: a round trip, shared positions stored once, and every way a folder can be damaged."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from common.checkpoint import CheckpointConfig, load_checkpoint, save_checkpoint
+from common.errors import UserError
+from common.surgery import DclsSpec, position_groups
+from common.transform import ModelTransform
+from common.zoo import create_model, lookup
+
+
+def make_config(**changes) -> CheckpointConfig:
+    entry = lookup("demo_dcls")
+    config = CheckpointConfig(
+        model="demo_dcls",
+        num_classes=entry.num_classes,
+        transform=entry.transform,
+        dcls=entry.dcls,
+        recipe={"data": {"source": "scenes"}, "epochs": 2},
+        metrics={"top1": 91.25},
+        command="python train/main.py recipe=demo_dcls",
+    )
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "demo_dcls", create_model("demo_dcls"), make_config())
+    return tmp_path / "demo_dcls"
+
+
+def test_round_trip(folder):
+    torch.manual_seed(0)
+    original = create_model("demo_dcls").eval()
+    model, config = load_checkpoint(folder)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(x), original(x))
+    assert not model.training and config.dcls == lookup("demo_dcls").dcls
+    assert config.transform == ModelTransform(64, 64, "bilinear") and config.metrics == {"top1": 91.25}
+
+
+def test_shared_positions_are_stored_once_and_tied_again(folder):
+    model, config = load_checkpoint(folder)
+    stored = load_file(folder / "model.safetensors")
+    groups = position_groups(model)
+    assert sum(name.endswith(".P") for name in stored) == len(groups)
+    assert all(layer.P is group.positions for group in groups for _, layer in group.layers)
+    users = sum(len(group.layers) for group in groups)
+    assert sum(name.endswith(".P") for name in config.shared) == users - len(groups)
+
+
+def test_other_surgery_than_the_zoos_comes_back(tmp_path):
+    spec = DclsSpec("v1", 9, 5)
+    save_checkpoint(
+        tmp_path / "x", create_model("demo", 5, dcls=spec), make_config(model="demo", num_classes=5, dcls=spec)
+    )
+    model, config = load_checkpoint(tmp_path / "x")
+    assert config.dcls == spec and position_groups(model)[0].layers[0][1].kernel_count == 5
+
+
+def test_card_tells_people_what_they_want_to_know(folder):
+    card = (folder / "README.md").read_text()
+    for part in (
+        "license: mit",
+        "# demo_dcls",
+        "91.25",
+        "python train/main.py recipe=demo_dcls",
+        "python -m evaluate --ckpt checkpoints/demo_dcls --data scenes",
+        "epochs: 2",
+        "torch",
+    ):
+        assert part in card
+
+
+def test_a_folder_that_stood_there_is_replaced_whole(folder):
+    (folder / "stale.txt").write_text("old")
+    save_checkpoint(folder, create_model("demo_dcls"), make_config(metrics={"top1": 1.0}))
+    assert load_checkpoint(folder)[1].metrics == {"top1": 1.0}
+    assert [p.name for p in folder.parent.iterdir()] == ["demo_dcls"] and not (folder / "stale.txt").exists()
+
+
+def test_a_failed_write_leaves_the_old_folder(folder):
+    before = (folder / "config.json").read_text()
+    with pytest.raises(TypeError):
+        save_checkpoint(folder, create_model("demo_dcls"), make_config(metrics={"top1": object()}))
+    assert (folder / "config.json").read_text() == before
+    assert [p.name for p in folder.parent.iterdir()] == ["demo_dcls"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        load_checkpoint(folder)
+
+
+def test_a_changed_byte_is_noticed(folder):
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="has changed since it was published"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"format": 1}', '{"format": 99}', "[]"])
+def test_a_damaged_config_is_an_error_of_one_line(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_checkpoint(folder)
+
+
+def test_all_misfits_are_reported_at_once(folder):
+    path = folder / "config.json"
+    raw = json.loads(path.read_text())
+    raw["dcls"]["kernel_count"] += 1
+    raw["num_classes"] = 5
+    path.write_text(json.dumps(raw))
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(folder)
+    message = str(caught.value)
+    assert message.count("misshapen") > 3 and "head" in message and ".P" in message
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint folder at"):
+        load_checkpoint(tmp_path / "nowhere")

@@ -1,0 +1,257 @@
+"""The DCLS layer against the dcls package, a slow loop over pixels, and `torch.nn.Conv2d`."""
+
+import copy
+import io
+import logging
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from DCLS.construct.modules import Dcls2d
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.dcls import INTERPOLATIONS, DclsConv2d, construct_kernel, row_axis
+
+
+def make_pair(interpolation: str, groups: int = 2, size: int = 7, spread: float = 1.5, **kwargs):
+    """The package's layer and ours with the same float64 parameters, positions well spread and some out of range."""
+    torch.manual_seed(0)
+    theirs = Dcls2d(
+        8, 4, 5, padding=size // 2, dilated_kernel_size=size, groups=groups, version=interpolation, **kwargs
+    ).double()
+    torch.nn.init.normal_(theirs.P, std=spread)
+    if theirs.SIG is not None:
+        torch.nn.init.normal_(theirs.SIG)
+    ours = DclsConv2d(
+        8, 4, 5, padding=size // 2, dilated_kernel_size=size, groups=groups, interpolation=interpolation, **kwargs
+    ).double()
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def slow_kernel(layer: DclsConv2d) -> torch.Tensor:
+    """Dense kernel by its definition, one pixel at a time."""
+    rows, columns = layer.dilated_kernel_size
+    axis = row_axis(layer.interpolation)
+    out = torch.zeros(layer.out_channels, layer.in_channels // layer.groups, rows, columns, dtype=torch.float64)
+    for o in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            for e in range(layer.kernel_count):
+                y = layer.P[axis, o, i, e].item() + rows // 2
+                x = layer.P[1 - axis, o, i, e].item() + columns // 2
+                bump = torch.zeros(rows, columns, dtype=torch.float64)
+                for r in range(rows):
+                    for c in range(columns):
+                        if layer.interpolation in ("v0", "v1"):
+                            bump[r, c] = max(0.0, 1 - abs(r - y)) * max(0.0, 1 - abs(c - x))
+                        else:
+                            sy = abs(layer.SIG[axis, o, i, e].item())
+                            sx = abs(layer.SIG[1 - axis, o, i, e].item())
+                            if layer.interpolation == "max":
+                                bump[r, c] = max(0.0, sy + 1 - abs(r - y)) * max(0.0, sx + 1 - abs(c - x))
+                            else:
+                                bump[r, c] = math.exp(
+                                    -0.5 * (((r - y) / (sy + 0.27)) ** 2 + ((c - x) / (sx + 0.27)) ** 2)
+                                )
+                if layer.interpolation != "v0":
+                    bump = bump / (bump.sum() + 1e-7)
+                out[o, i] += layer.weight[o, i, e].item() * bump
+    return out
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("groups,size", [(1, 7), (2, 7), (4, 17), (2, 4)])
+def test_output_and_gradients_equal_the_package(interpolation, groups, size):
+    theirs, ours = make_pair(interpolation, groups, size)
+    x = torch.randn(2, 8, 12, 11, dtype=torch.float64)
+    expected, found = theirs(x), ours(x)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    upstream = torch.randn_like(expected)
+    expected.backward(upstream)
+    found.backward(upstream)
+    theirs_grads = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        reference = theirs_grads[name].grad
+        assert (parameter.grad - reference).norm() <= 1e-5 * reference.norm(), name
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_gradients_equal_the_package_at_integer_positions(interpolation):
+    theirs, ours = make_pair(interpolation)
+    with torch.no_grad():
+        theirs.P.round_()
+        ours.P.round_()
+    x = torch.randn(1, 8, 9, 9, dtype=torch.float64)
+    theirs(x).square().sum().backward()
+    ours(x).square().sum().backward()
+    torch.testing.assert_close(ours.P.grad, theirs.P.grad, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("size", [(3, 7), (7, 3), (5, 5), (1, 9)])
+def test_kernel_equals_its_definition_also_when_not_square(interpolation, size):
+    torch.manual_seed(1)
+    layer = DclsConv2d(4, 2, 3, dilated_kernel_size=size, groups=2, interpolation=interpolation).double()
+    torch.nn.init.normal_(layer.P, std=1.5)
+    layer.clamp_parameters()
+    torch.testing.assert_close(layer.kernel(), slow_kernel(layer), atol=1e-9, rtol=0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    interpolation=st.sampled_from(INTERPOLATIONS),
+    row=st.floats(-6, 6),
+    column=st.floats(-6, 6),
+    sigma=st.floats(-2, 2),
+)
+def test_one_element_anywhere_equals_its_definition(interpolation, row, column, sigma):
+    layer = DclsConv2d(1, 1, 1, dilated_kernel_size=(7, 9), interpolation=interpolation).double()
+    axis = row_axis(interpolation)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+        layer.P[axis], layer.P[1 - axis] = row, column
+        if layer.SIG is not None:
+            layer.SIG.fill_(sigma)
+    torch.testing.assert_close(layer.kernel(), slow_kernel(layer), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_axis_convention(interpolation):
+    layer = DclsConv2d(1, 1, 1, dilated_kernel_size=7, bias=False, interpolation=interpolation)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+        layer.P[0], layer.P[1] = 2.0, -3.0
+    place = divmod(int(layer.kernel().argmax()), 7)
+    assert place == ((5, 0) if interpolation == "v0" else (0, 5))
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_state_dicts_are_interchangeable_with_the_package(interpolation):
+    theirs, ours = make_pair(interpolation)
+    assert {k: v.shape for k, v in theirs.state_dict().items()} == {k: v.shape for k, v in ours.state_dict().items()}
+    theirs.load_state_dict(ours.state_dict())
+
+
+@pytest.mark.parametrize("interpolation", ["v0", "v1", "gauss"])
+def test_initial_values_are_those_of_the_package(interpolation):
+    torch.manual_seed(3)
+    theirs = Dcls2d(8, 8, 5, dilated_kernel_size=7, groups=8, version=interpolation)
+    torch.manual_seed(3)
+    ours = DclsConv2d(8, 8, 5, dilated_kernel_size=7, groups=8, interpolation=interpolation)
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value)
+
+
+def test_max_learns_its_widths_from_the_start():
+    layer = DclsConv2d(2, 2, 3, padding=3, dilated_kernel_size=7, interpolation="max")
+    layer(torch.randn(1, 2, 8, 8)).square().sum().backward()
+    assert layer.SIG.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("stride", [1, (2, 1)])
+def test_fold_is_the_same_function(padding_mode, stride):
+    torch.manual_seed(0)
+    layer = DclsConv2d(4, 6, 3, stride, (2, 3), (5, 7), 2, padding_mode=padding_mode, interpolation="gauss")
+    conv = layer.fold()
+    assert type(conv) is torch.nn.Conv2d
+    x = torch.randn(2, 4, 11, 13)
+    torch.testing.assert_close(conv(x), layer(x), rtol=1e-5, atol=1e-5)
+    padded = F.pad(x, (3, 3, 2, 2), mode="constant" if padding_mode == "zeros" else padding_mode)
+    expected = F.conv2d(padded, layer.kernel(), layer.bias, stride, groups=2)
+    torch.testing.assert_close(conv(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_fold_keeps_type_and_absence_of_bias():
+    conv = DclsConv2d(2, 2, 3, dilated_kernel_size=5, bias=False).to(torch.bfloat16).eval().fold()
+    assert conv.weight.dtype == torch.bfloat16 and conv.bias is None and not conv.training
+
+
+def test_construction_stays_float32_under_autocast_and_in_half_modules():
+    _, layer = make_pair("gauss")
+    exact = layer.kernel().float()
+    layer.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        kernel = layer.kernel()
+        out = layer(torch.randn(1, 8, 9, 9))
+    assert kernel.dtype == torch.float32 and out.dtype == torch.bfloat16
+    torch.testing.assert_close(kernel, exact, atol=1e-6, rtol=0)
+    layer.half()
+    assert layer.kernel().dtype == torch.float32
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_survives_deepcopy_pickle_and_a_move_after_use(interpolation):
+    layer = DclsConv2d(2, 2, 3, padding=2, dilated_kernel_size=5, interpolation=interpolation)
+    x = torch.randn(1, 2, 6, 6)
+    expected = layer(x)
+    torch.testing.assert_close(copy.deepcopy(layer)(x), expected)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(layer))(x), expected)
+    buffer = io.BytesIO()
+    torch.save(layer, buffer)
+    torch.testing.assert_close(layer.double()(x.double()).float(), expected, rtol=1e-4, atol=1e-5)
+    # No plain tensor may hang on the module: it would stay behind in a move.
+    assert not [name for name, value in vars(layer).items() if isinstance(value, torch.Tensor)]
+
+
+def test_compiles_without_a_graph_break():
+    layer = DclsConv2d(2, 2, 3, padding=2, dilated_kernel_size=5, interpolation="gauss")
+    x = torch.randn(1, 2, 6, 6)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-6)
+
+
+def test_building_logs_nothing(caplog, capfd):
+    with caplog.at_level(logging.DEBUG):
+        DclsConv2d(2, 2, 3, dilated_kernel_size=5)
+    assert not caplog.records and capfd.readouterr() == ("", "")
+
+
+def test_clamp_uses_each_axis_own_limit():
+    for interpolation in INTERPOLATIONS:
+        layer = DclsConv2d(1, 1, 4, dilated_kernel_size=(3, 9), interpolation=interpolation)
+        torch.nn.init.constant_(layer.P, 100.0)
+        layer.clamp_parameters()
+        axis = row_axis(interpolation)
+        assert (layer.P[axis] == 1).all() and (layer.P[1 - axis] == 4).all()
+
+
+def test_construction_saves_far_less_than_the_package():
+    def saved_bytes(layer):
+        total = 0
+
+        def pack(tensor):
+            nonlocal total
+            total += tensor.numel() * tensor.element_size()
+            return tensor
+
+        x = torch.randn(1, 96, 17, 17)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            layer(x)
+        return total
+
+    ours = DclsConv2d(96, 96, 34, padding=8, dilated_kernel_size=17, groups=96, interpolation="v1")
+    theirs = Dcls2d(96, 96, 34, padding=8, dilated_kernel_size=17, groups=96, version="v1")
+    assert saved_bytes(ours) * 4 < saved_bytes(theirs)
+
+
+def test_refuses_an_unknown_interpolation():
+    with pytest.raises(ValueError, match=r"brownian.*v0, v1, max, gauss"):
+        DclsConv2d(1, 1, 1, interpolation="brownian")
+
+
+def test_gradcheck():
+    torch.manual_seed(0)
+    for interpolation in INTERPOLATIONS:
+        shape = (2, 2, 3)
+        weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        positions = (torch.rand(2, *shape, dtype=torch.float64) * 3 - 1.5 + 0.013).requires_grad_()
+        sigma = None
+        if interpolation in ("max", "gauss"):
+            sigma = (torch.rand(2, *shape, dtype=torch.float64) * 0.5 + 0.2).requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda w, p, s, i=interpolation: construct_kernel(w, p, s, (5, 7), i), (weight, positions, sigma)
+        )
