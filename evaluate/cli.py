@@ -1,63 +1,64 @@
-"""The command `python -m evaluate`: options, then checkpoint by checkpoint, then the results."""
+"""The command `python -m evaluate`: what it takes, and the way from there to the results."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import os
 import shlex
 import sys
-import time
 from ast import literal_eval
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
-
 from common.checkpoint import library_versions
 from common.errors import UserError
-from evaluate.data import ClickMeData, EvalData, FolderData, ScenesData, choose_indices, load_batches
+from evaluate.comparison import compare_pairs, group_seeds, verdict
+from evaluate.data import ClickMeData, EvalData, FolderData, ScenesData
+from evaluate.engine import Evaluation, Request, evaluate_requests
 from evaluate.explainers import EXPLAINERS
+from evaluate.figures import write_figures
+from evaluate.gallery import choose_gallery, gallery_column
+from evaluate.processes import Processes, start_processes
 from evaluate.protocols import PROTOCOLS
-from evaluate.report import choose_gallery, gallery_column, write_report
-from evaluate.results import make_scores, score_table, write_results
-from evaluate.runner import Row, RunOptions, bf16_deviation, measure
-from evaluate.subjects import Subject, load_subject
+from evaluate.report import write_report
+from evaluate.runner import RunOptions
+from evaluate.scores import comparison_table, make_scores, score_table, write_scores, write_tensorboard
+from evaluate.study import STUDIES, study_pairs, study_plan, study_requests
+from evaluate.subjects import Subject
 
 DATA_SETS = ("clickme", "scenes", "imagefolder")
+CKPT_HELP = (
+    "folder written by train; .pth/.pth.tar/.safetensors file (with --model); zenodo:NAME; timm:TAG; "
+    "hf-hub:ORG/NAME; untrained (with --model): random weights as a baseline"
+)
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of `python -m evaluate`."""
     p = argparse.ArgumentParser(prog="python -m evaluate", description="Measure how human a checkpoint's attention is.")
-    p.add_argument(
-        "--ckpt",
-        nargs="+",
-        required=True,
-        metavar="CKPT",
-        help=(
-            "folder written by train; .pth/.pth.tar/.safetensors file (with --model); timm:TAG; hf-hub:ORG/NAME; "
-            "untrained (with --model): random weights as a baseline"
-        ),
-    )
-    p.add_argument("--model", help="architecture of a weight file: a zoo name such as convnext_t_dcls, or timm:NAME")
-    p.add_argument("--model-arg", action="append", default=[], metavar="KEY=VALUE", help="of --model; repeatable")
-    p.add_argument("--data", choices=DATA_SETS, default="clickme")
-    p.add_argument("--data-root", type=Path, help="folder of the data set (not for scenes)")
-    p.add_argument("--labels", type=Path, help="imagefolder: CSV with columns file, label (no class folders)")
-    p.add_argument("--explainer", nargs="+", choices=list(EXPLAINERS), default=["grad_cam", "threshold_grad_cam"])
-    p.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=["paper"])
-    p.add_argument("--out", type=Path, default=Path("results/latest"), help="folder of results (%(default)s)")
-    p.add_argument("--batch-size", type=int, default=32)
-    p.add_argument("--workers", type=int, default=2, help="processes that read pictures")
-    p.add_argument("--limit", type=int, help="a seeded random subset of so many images; scores are marked partial")
-    p.add_argument("--seed", type=int, default=0, help="of --limit, the bootstrap and untrained weights")
-    p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the features; the head is fp32")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    what = p.add_argument_group("what is measured")
+    what.add_argument("--ckpt", nargs="+", default=[], metavar="CKPT", help=CKPT_HELP)
+    what.add_argument("--model", help="architecture of a weight file: a zoo name (convnext_t_dcls) or timm:NAME")
+    what.add_argument("--model-arg", action="append", default=[], metavar="KEY=VALUE", help="of --model; repeatable")
+    what.add_argument("--study", choices=STUDIES, help="every model of the study instead of --ckpt, plain against DCLS")
+    what.add_argument("--weights-dir", type=Path, help="--study: folder of weight files to take before any download")
+    what.add_argument("--dry-run", action="store_true", help="--study: print what would be downloaded and computed")
+    what.add_argument("--data", choices=DATA_SETS, default="clickme")
+    what.add_argument("--data-root", type=Path, help="folder of the data set (not for scenes)")
+    what.add_argument("--labels", type=Path, help="imagefolder: CSV with columns file, label (no class folders)")
+    what.add_argument("--limit", type=int, help="a seeded random subset of so many images; scores are marked partial")
+    how = p.add_argument_group("how")
+    how.add_argument("--explainer", nargs="+", choices=list(EXPLAINERS), default=["grad_cam", "threshold_grad_cam"])
+    how.add_argument("--protocol", nargs="+", choices=PROTOCOLS, help="default: paper (with --study both)")
+    how.add_argument("--compare", nargs=2, action="append", default=[], metavar=("A", "B"), help=(
+        "paired comparison of two checkpoints by their names in the table, B minus A; repeatable"))  # fmt: skip
+    how.add_argument("--out", type=Path, default=Path("results/latest"), help="folder of results (%(default)s)")
+    how.add_argument("--batch-size", type=int, default=32)
+    how.add_argument("--workers", type=int, default=2, help="processes that read pictures")
+    how.add_argument("--seed", type=int, default=0, help="of --limit, the bootstrap and untrained weights")
+    how.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the features; the head is fp32")
+    how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return p
 
 
@@ -69,59 +70,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     _check(args)
-    state = _processes(args.device)
+    requests, pairs = _requests(args)
+    if args.dry_run:
+        print(study_plan(requests, args.data_root))
+        return 0
+    processes = start_processes(args.device)
+    protocols = args.protocol or (list(PROTOCOLS) if args.study else ["paper"])
     options = RunOptions(
         tuple(dict.fromkeys(args.explainer)),
-        tuple(dict.fromkeys(args.protocol)),
+        tuple(dict.fromkeys(protocols)),
         args.batch_size,
         args.workers,
         args.precision == "bf16",
-        state.device,
-        state.is_main,
+        processes.device,
+        sys.stderr.isatty() or not args.study,
     )
-    rows: list[Row] = []
-    checkpoints: dict[str, dict[str, Any]] = {}
-    for spec in args.ckpt:
-        subject = _load(args, spec, checkpoints)
-        data = _open_data(args, subject)
-        indices = choose_indices(len(data), args.limit, args.seed).tolist()
-        start = time.perf_counter()
-        mine = _measure_share(subject, data, indices[state.rank :: state.world], options, state)
-        rows += sorted(mine, key=lambda row: row["index"])
-        checkpoints[subject.name] = _describe(subject, time.perf_counter() - start, len(indices))
-        if options.bf16 and data.has_human_maps and state.is_main:
-            checkpoints[subject.name]["bf16_deviation"] = _report_bf16(subject, data, indices, options)
-    if state.is_main:
-        _finish(args, options, data, indices, rows, checkpoints, state.world)
+    result = evaluate_requests(
+        requests, lambda subject: _open_data(args, subject), options, processes, args.out, args.limit, args.seed
+    )
+    if processes.is_main:
+        _finish(args, requests, pairs, options, processes, result)
     return 0
 
 
-@dataclass
-class _Processes:
-    rank: int
-    world: int
-    device: torch.device
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-
-def _processes(device: str) -> _Processes:
-    """This process among those a launcher started; the process group is made only when there are several."""
-    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        state = PartialState(cpu=not on_gpu)
-        return _Processes(state.process_index, state.num_processes, state.device)
-    return _Processes(0, 1, torch.device("cuda" if on_gpu else "cpu"))
-
-
 def _check(args: argparse.Namespace) -> None:
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine shows torch no GPU; take --device cpu or auto")
     for name in ("limit", "batch_size"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if bool(args.ckpt) == bool(args.study):
+        raise UserError(f"give either --ckpt CKPT... or --study {'|'.join(STUDIES)}; CKPT is a {CKPT_HELP}")
     if args.data != "scenes" and args.data_root is None:
         layout = "val-0.tfrecords ... val-16.tfrecords" if args.data == "clickme" else "class folders of pictures"
         raise UserError(f"--data {args.data} needs --data-root DIR, the folder that holds {layout}")
@@ -134,6 +111,14 @@ def _check(args: argparse.Namespace) -> None:
         "remove it (pip uninstall evaluate) or use another environment",
         file=sys.stderr,
     )
+
+
+def _requests(args: argparse.Namespace) -> tuple[list[Request], list[tuple[str, str]]]:
+    pairs = [(first, second) for first, second in args.compare]
+    if args.study:
+        return study_requests(args.weights_dir), pairs or study_pairs()
+    model_args = _model_args(args.model_arg)
+    return [Request(spec, args.model, model_args) for spec in args.ckpt], pairs
 
 
 def _model_args(pairs: Sequence[str]) -> dict[str, Any]:
@@ -149,14 +134,6 @@ def _model_args(pairs: Sequence[str]) -> dict[str, Any]:
     return out
 
 
-def _load(args: argparse.Namespace, spec: str, known: dict[str, dict[str, Any]]) -> Subject:
-    subject = load_subject(spec, args.model, _model_args(args.model_arg), args.seed)
-    name, number = subject.name, 2
-    while subject.name in known:  # two folders of one name: rows must tell them apart
-        subject.name, number = f"{name} ({number})", number + 1
-    return subject
-
-
 def _open_data(args: argparse.Namespace, subject: Subject) -> EvalData:
     if args.data == "scenes":
         return ScenesData(subject.transform.resize)
@@ -165,90 +142,56 @@ def _open_data(args: argparse.Namespace, subject: Subject) -> EvalData:
     return FolderData(args.data_root, args.labels)
 
 
-def _measure_share(
-    subject: Subject, data: EvalData, indices: Sequence[int], options: RunOptions, state: _Processes
-) -> list[Row]:
-    """Rows of all processes. A process that meets a user's error tells the others, so that none waits for it."""
-    rows: list[Row] = []
-    errors: list[str] = []
-    try:
-        for batch_rows in measure(subject, data, indices, options):
-            rows += batch_rows
-    except UserError as error:
-        errors.append(str(error))
-    if state.world > 1:
-        rows, errors = gather_object(rows), gather_object(errors)
-    if errors:
-        raise UserError(errors[0])
-    return rows
-
-
-def _describe(subject: Subject, seconds: float, count: int) -> dict[str, Any]:
-    return {
-        "model": subject.model_name,
-        "source": subject.source,
-        "weights_sha256": subject.weights_sha256,
-        "num_params": subject.num_params,
-        "transform": {"resize": subject.transform.resize, "crop": subject.transform.crop},
-        "seconds": round(seconds, 2),
-        "images_per_second": round(count / seconds, 2),
-    }
-
-
-def _report_bf16(subject: Subject, data: EvalData, indices: Sequence[int], options: RunOptions) -> dict[str, float]:
-    batch = next(load_batches(data, subject.transform, indices[: options.batch_size], options.batch_size, 0))
-    deviation = bf16_deviation(subject, data, batch, options)
-    if deviation:
-        print(
-            f"{subject.name}: bf16 features change Spearman by {deviation['mean']:.1e} on average, at most "
-            f"{deviation['max']:.1e} (first {len(batch.labels)} images, against fp32)"
-        )
-    return deviation
-
-
-def _partial(args: argparse.Namespace, data: EvalData, count: int) -> str:
-    """Why the scores are not those of the whole data set; empty if they are."""
-    reasons = []
-    if count < len(data):
-        reasons.append(f"{count} of {len(data)} images (--limit, seed {args.seed})")
-    missing = getattr(data, "missing_shards", [])
-    if missing:
-        reasons.append(f"{len(missing)} published shards absent")
-    return "; ".join(reasons)
-
-
 def _finish(
     args: argparse.Namespace,
+    requests: Sequence[Request],
+    pairs: Sequence[tuple[str, str]],
     options: RunOptions,
-    data: EvalData,
-    indices: Sequence[int],
-    rows: list[Row],
-    checkpoints: dict[str, dict[str, Any]],
-    world: int,
+    processes: Processes,
+    result: Evaluation,
 ) -> None:
+    """Scores, comparisons, report: on the main process, once every row is there."""
     run = {
-        "partial": _partial(args, data, len(indices)),
+        "partial": result.partial,
         "data": {
-            "name": data.name,
+            "name": result.data.name,
             "root": str(args.data_root) if args.data_root else None,
-            "n_images": len(data),
-            "fingerprint": data.fingerprint(),
+            "n_images": len(result.data),
+            "fingerprint": result.data.fingerprint(),
         },
         "precision": args.precision,
         "device": str(options.device),
-        "processes": world,
+        "processes": processes.world,
         "seed": args.seed,
         "command": shlex.join(["python", "-m", "evaluate", *sys.argv[1:]]),
         "versions": library_versions(),
     }
-    scores = make_scores(rows, checkpoints, run, data.ceiling, args.seed)
-    write_results(args.out, scores, rows)
+    scores = make_scores(result.groups, result.checkpoints, run, result.data.ceiling, args.seed)
+    comparisons = _compare(pairs, result, scores, args.seed)
+    write_scores(args.out, scores, comparisons)
+    gallery = choose_gallery(result.groups, pairs)
     columns = []
-    gallery = choose_gallery(rows)
-    for spec, name in zip(args.ckpt, checkpoints):
-        subject = load_subject(spec, args.model, _model_args(args.model_arg), args.seed)
+    for request, name in zip(requests, result.checkpoints):
+        subject = request.load(args.seed)
         subject.name = name
         columns.append(gallery_column(subject, _open_data(args, subject), gallery, options))
-    write_report(args.out / "report.html", scores, gallery, columns, rows, data)
+    charts = write_figures(args.out / "figures", scores)
+    write_report(args.out, scores, comparisons, result.groups, gallery, columns, charts)
+    write_tensorboard(args.out / "tensorboard", scores)
     print(score_table(scores))
+    if comparisons:
+        print(f"\n{comparison_table(comparisons)}")
     print(f"scores, per-image table and report: {args.out}/scores.json, per_image.parquet, report.html")
+
+
+def _compare(
+    pairs: Sequence[tuple[str, str]], result: Evaluation, scores: Sequence[dict[str, Any]], seed: int
+) -> list[dict[str, Any]]:
+    for name in (name for pair in pairs for name in pair):
+        if name not in result.checkpoints:
+            raise UserError(
+                f"--compare {name}: no such checkpoint in this run; there are {', '.join(result.checkpoints)}"
+            )
+    comparisons = compare_pairs(result.groups, pairs, result.data.ceiling, seed)
+    seeds = group_seeds(scores)
+    return [{**item, "verdict": verdict(item, seeds)} for item in comparisons]

@@ -48,6 +48,8 @@ class EvalData(ABC):
     has_human_maps: bool = True
     num_classes: int = 1000
     class_names: list[str] | None = None
+    missing_parts: str = ""
+    """What of the published data set is not there, in words; scores are then marked partial."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -73,7 +75,8 @@ class ClickMeData(EvalData):
 
     def __init__(self, root: Path) -> None:
         self.records = ClickMe(root)
-        self.missing_shards = self.records.missing_shards
+        if absent := self.records.missing_shards:
+            self.missing_parts = f"{len(absent)} published shards absent"
         self.class_names = imagenet_names()
 
     def __len__(self) -> int:

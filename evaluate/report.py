@@ -1,207 +1,241 @@
-"""`report.html`: the scores and a gallery of overlays, in one file that opens without a network."""
+"""`report.html`, one file that opens without a network, and `report.md` with the same tables."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 from common.atomic import write_text
-from evaluate.data import EvalData, load_batches
-from evaluate.overlays import data_uri, overlay
-from evaluate.protocols import frame_human_map
-from evaluate.runner import Row, RunOptions, saliency_of
-from evaluate.subjects import Subject
+from evaluate.comparison import group_seeds, protocol_effect
+from evaluate.gallery import GalleryColumn, GalleryItem
+from evaluate.overlays import data_uri
+from evaluate.scores import figure, span
+from evaluate.statistics import Group, GroupKey
 
-GALLERY_SIZE = 9
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, header, rows of text."""
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem } h2 { font-size: 1.2rem; margin-top: 2rem }
-table { border-collapse: collapse }
-th, td { padding: .3rem .7rem; text-align: left; border-bottom: 1px solid var(--line) }
-td.n { text-align: right; font-variant-numeric: tabular-nums }
-.partial { border-left: 4px solid #d80; padding: .3rem .8rem; background: var(--soft) }
-.scroll { overflow-x: auto }
-h3 { font-size: 1rem; margin: 1.2rem 0 .4rem } small { font-weight: 400; opacity: .7 }
-.row { display: flex; flex-wrap: wrap; gap: .6rem; margin-bottom: .6rem }
-figure { margin: 0; width: 170px } figure img { width: 170px; height: 170px; display: block; border-radius: 4px }
-figcaption { font-size: .8rem; overflow-wrap: anywhere }
-code { overflow-wrap: anywhere } dt { font-weight: 600 } dd { margin: 0 0 .4rem 0 }
-"""
-
-
-@dataclass
-class GalleryItem:
-    """One image of the gallery."""
-
-    index: int
-    reason: str
-    """Why it is shown: `best`, `median`, `worst` or `sample`."""
-
-
-@dataclass
-class GalleryColumn:
-    """One checkpoint's pictures of the gallery's images."""
-
-    checkpoint: str
-    pictures: list[Image.Image]
-    """What this model saw."""
-    human: list[Image.Image] | None
-    """Human maps over it."""
-    maps: dict[str, list[Image.Image]]
-    """Overlays by explainer."""
-    labels: list[str]
-    """Name of each image's class."""
-
-
-def choose_gallery(rows: Sequence[Row], size: int = GALLERY_SIZE) -> list[GalleryItem]:
-    """Images that show the range: best, median and worst of the first score; the first images without scores."""
-    first = rows[0]
-    members = [r for r in rows if all(r.get(k) == first.get(k) for k in ("checkpoint", "explainer", "protocol"))]
-    scored = sorted((r for r in members if r.get("spearman") is not None), key=lambda r: -r["spearman"])
-    if not scored:
-        return [GalleryItem(r["index"], "sample") for r in members[:size]]
-    third = max(1, size // 3)
-    middle = max(0, len(scored) // 2 - third // 2)
-    chosen: dict[int, str] = {}
-    for reason, part in (
-        ("best", scored[:third]),
-        ("median", scored[middle : middle + third]),
-        ("worst", scored[-third:]),
-    ):
-        for row in part:
-            chosen.setdefault(row["index"], reason)
-    return [GalleryItem(index, reason) for index, reason in chosen.items()]
-
-
-def gallery_column(
-    subject: Subject, data: EvalData, gallery: Sequence[GalleryItem], options: RunOptions
-) -> GalleryColumn:
-    """Pictures of one checkpoint: what it saw, the human map in its field of view, each explainer's overlay."""
-    subject.to(options.device)
-    indices = [item.index for item in gallery]
-    batch = next(load_batches(data, subject.transform, indices, len(indices), 0))
-    maps = saliency_of(subject, data, batch, options)
-    size = batch.pixels.shape[-1]
-    human: Tensor | None = None
-    if batch.human is not None:
-        seen = subject.transform.crop / subject.transform.resize
-        human = frame_human_map(data.human_maps(batch.human), seen, "aligned")
-        human = F.interpolate(human[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
-    names = data.class_names
-    return GalleryColumn(
-        subject.name,
-        [Image.fromarray(p.permute(1, 2, 0).contiguous().numpy()) for p in batch.pixels],
-        None if human is None else [overlay(p, m) for p, m in zip(batch.pixels, human)],
-        {name: [overlay(p, m) for p, m in zip(batch.pixels, values)] for name, values in maps.items()},
-        [names[label] if names else str(label) for label in batch.labels.tolist()],
-    )
+ASSETS = Path(__file__).parent / "report_assets"
 
 
 def write_report(
-    path: Path,
+    out: Path,
     scores: Sequence[dict[str, Any]],
+    comparisons: Sequence[dict[str, Any]],
+    groups: dict[GroupKey, Group],
     gallery: Sequence[GalleryItem],
     columns: Sequence[GalleryColumn],
-    rows: Sequence[Row],
-    data: EvalData,
+    charts: dict[str, str],
 ) -> None:
-    """Write the page, whole or not at all; `rows` give the figures under the pictures."""
+    """Write `report.html` and `report.md` into the folder `out`, each whole or not at all.
+
+    Args:
+        out: folder of the results.
+        scores: of the run.
+        comparisons: with a `verdict` each; may be empty.
+        groups: the rows, for the figures under the pictures.
+        gallery: which images are shown.
+        columns: their pictures, by checkpoint.
+        charts: SVG by name, see `evaluate.figures`.
+    """
+    tables = _tables(scores, comparisons)
+    name = scores[0]["data"]["name"]
     partial = scores[0]["partial"]
-    parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width'>",
-        f"<title>Alignment on {_e(data.name)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>Alignment with human attention on {_e(data.name)}</h1>",
+    body = [
+        f"<h1>Alignment with human attention: {_e(name)}</h1>",
         f"<p class='partial'>Partial, not the whole data set: {_e(partial)}.</p>" if partial else "",
-        _score_table(scores),
-        "<h2>Gallery</h2><p>What each model saw, the human map in its field of view, each explainer's map with its "
-        "Spearman correlation. Images are chosen by the first row of the table.</p>",
-        *(_card(number, item, columns, rows) for number, item in enumerate(gallery)),
-        _provenance(scores[0]),
-        "</body></html>",
+        _filters(columns),
+        "<p>Per-image rows: <a href='per_image.parquet'>per_image.parquet</a>; scores: "
+        "<a href='scores.json'>scores.json</a>, <a href='scores.csv'>scores.csv</a>.</p>",
+        *(_html_table(table) for table in tables),
+        *(f"<figure class='chart' data-explainers='{_e(n.split('-')[1])}'>{svg}</figure>" for n, svg in charts.items()),
+        "<h2>Gallery</h2><p>What a model saw, the human map in its field of view, and each explainer's map with its "
+        "Spearman correlation by protocol. Images are chosen by the first row of the table.</p>",
+        *(_card(number, item, columns, groups) for number, item in enumerate(gallery)),
+        "<h2>How it was computed</h2><dl>",
+        *(f"<dt>{_e(key)}</dt><dd>{_e(value)}</dd>" for key, value in _provenance(scores).items()),
+        "</dl>",
     ]
-    write_text(path, "\n".join(parts))
+    page = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>Alignment on {_e(name)}</title><link rel='icon' href='data:,'>"
+        f"<style>{(ASSETS / 'report.css').read_text()}</style></head><body>"
+        + "\n".join(body)
+        + f"<script>{(ASSETS / 'report.js').read_text()}</script></body></html>"
+    )
+    write_text(out / "report.html", page)
+    write_text(out / "report.md", _markdown(name, partial, tables, _provenance(scores)))
 
 
-def _score_table(scores: Sequence[dict[str, Any]]) -> str:
+def _tables(scores: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> list[Table]:
     ceiling = scores[0].get("ceiling")
-    unit = f"mean Spearman / {ceiling} (human ceiling)" if ceiling else "mean Spearman"
-    head = ("checkpoint", "explainer", "protocol", "alignment", "95 % interval", "top-1 %", "scored", "degenerate")
-    body = []
-    for item in scores:
-        between = item["interval"]
-        cells = (
-            _figure(item["alignment"]),
-            "–" if between is None else f"{between[0]:.4f} to {between[1]:.4f}",
+    title = f"Scores: alignment is mean Spearman / {ceiling} (human ceiling)" if ceiling else "Scores: mean Spearman"
+    head = ["checkpoint", "explainer", "protocol", "alignment", "95 % interval", "class mean", "centre bias"]
+    head += ["top-1 %", "scored", "degen.", "img/s"]
+    rows = [
+        [
+            item["checkpoint"],
+            item["explainer"] or "-",
+            item["protocol"] or "-",
+            figure(item["alignment"]),
+            span(item["interval"]),
+            figure(item["per_class_mean"]),
+            figure(item["centre_bias"]),
             f"{item['top1']:.2f}",
             str(item.get("n_scored", item["n_images"])),
-            str(item.get("n_degenerate", "–")),
-        )
-        names = (item["checkpoint"], item["explainer"] or "–", item["protocol"] or "–")
-        texts = "".join(f"<td>{_e(name)}</td>" for name in names)
-        body.append(f"<tr>{texts}{''.join(f'<td class=n>{_e(cell)}</td>' for cell in cells)}</tr>")
-    return (
-        f"<p>Alignment: {_e(unit)}; interval by the bootstrap over images.</p><div class='scroll'><table><tr>"
-        + "".join(f"<th>{_e(h)}</th>" for h in head)
-        + "</tr>"
-        + "".join(body)
-        + "</table></div>"
-    )
+            str(item.get("n_degenerate", "-")),
+            f"{item['images_per_second']:.1f}",
+        ]
+        for item in scores
+    ]
+    tables: list[Table] = [(title, head, rows)]
+    if comparisons:
+        tables.insert(0, _comparison_table(scores, comparisons))
+    if effects := protocol_effect(scores):
+        head = ["checkpoint", "explainer", "paper", "aligned", "aligned - paper"]
+        rows = [
+            [e["checkpoint"], e["explainer"], figure(e["paper"]), figure(e["aligned"]), figure(e["change"], "+.4f")]
+            for e in effects
+        ]
+        tables.append(("What the protocol changes", head, rows))
+    if seeds := group_seeds(scores):
+        head = ["model", "explainer", "protocol", "seeds", "mean alignment", "spread (standard deviation)"]
+        rows = [
+            [s["model"], s["explainer"], s["protocol"], str(s["n_seeds"]), figure(s["alignment"]), figure(s["spread"])]
+            for s in seeds
+        ]
+        tables.append(("Seeds", head, rows))
+    return tables
 
 
-def _card(number: int, item: GalleryItem, columns: Sequence[GalleryColumn], rows: Sequence[Row]) -> str:
-    spearman = {
-        (row["checkpoint"], row["explainer"], row["protocol"]): row["spearman"]
-        for row in rows
-        if row["index"] == item.index and "spearman" in row
-    }
+def _comparison_table(scores: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> Table:
+    alignment = {(s["checkpoint"], s["explainer"], s["protocol"]): s["alignment"] for s in scores}
+    head = ["first", "second", "explainer", "protocol", "first's alignment", "second's alignment", "difference"]
+    head += ["95 % interval", "Wilcoxon p", "Holm p", "images improved", "second is"]
+    rows = [
+        [
+            c["first"],
+            c["second"],
+            c["explainer"],
+            c["protocol"],
+            figure(alignment[c["first"], c["explainer"], c["protocol"]]),
+            figure(alignment[c["second"], c["explainer"], c["protocol"]]),
+            figure(c["difference"], "+.4f"),
+            span(c["interval"], "+.4f"),
+            figure(c["wilcoxon_p"], ".2g"),
+            figure(c["holm_p"], ".2g"),
+            figure(c["improved"], ".0%"),
+            c["verdict"],
+        ]
+        for c in comparisons
+    ]
+    return "Comparisons, paired over images", head, rows
+
+
+def _html_table(table: Table) -> str:
+    title, head, rows = table
+    checkpoints = {"checkpoint", "first", "second", "model"}
+    places = [number for number, name in enumerate(head) if name in checkpoints]
+    explainer = head.index("explainer")
     lines = []
+    for row in rows:
+        names = " ".join(row[place] for place in places)
+        cells = "".join(f"<td{_numeric(cell)}>{_e(cell)}</td>" for cell in row)
+        lines.append(
+            f"<tr data-checkpoints='{_e('|'.join(row[p] for p in places))}' data-explainers='{_e(row[explainer])}' "
+            f"title='{_e(names)}'>{cells}</tr>"
+        )
+    header = "".join(f"<th>{_e(name)}</th>" for name in head)
+    return f"<h2>{_e(title)}</h2><div class='scroll'><table><tr>{header}</tr>{''.join(lines)}</table></div>"
+
+
+def _numeric(cell: str) -> str:
+    return " class='n'" if cell[:1].isdigit() or cell[:2] in {"+0", "-0"} else ""
+
+
+def _filters(columns: Sequence[GalleryColumn]) -> str:
+    def boxes(kind: str, names: Sequence[str]) -> str:
+        inputs = (f"<label><input type='checkbox' checked data-{kind}='{_e(n)}'> {_e(n)}</label>" for n in names)
+        return f"<fieldset><legend>{kind}</legend>{''.join(inputs)}</fieldset>"
+
+    checkpoints = [column.checkpoint for column in columns]
+    explainers = list(columns[0].maps) if columns else []
+    return f"<form id='filters'>{boxes('checkpoint', checkpoints)}{boxes('explainer', explainers)}</form>"
+
+
+def _card(number: int, item: GalleryItem, columns: Sequence[GalleryColumn], groups: dict[GroupKey, Group]) -> str:
+    shown: set[str] = set()
+    parts = [f"<h3>{_e(columns[0].labels[number])} <small>{_e(item.reason)}, image {item.index}</small></h3>"]
     for column in columns:
-        figures = [_picture(column.pictures[number], column.checkpoint)]
-        if column.human:
-            figures.append(_picture(column.human[number], "human"))
-        for name, images in column.maps.items():
-            values = [f"{_figure(v)} ({p})" for (c, e, p), v in spearman.items() if (c, e) == (column.checkpoint, name)]
-            figures.append(_picture(images[number], f"{name} {', '.join(values)}"))
-        lines.append(f"<div class='row'>{''.join(figures)}</div>")
-    return f"<h3>{_e(columns[0].labels[number])} <small>{_e(item.reason)}</small></h3>{''.join(lines)}"
+        pictures = []
+        if column.geometry not in shown:
+            shown.add(column.geometry)
+            pictures.append(_picture(column.pictures[number], "seen"))
+            if column.human:
+                pictures.append(_picture(column.human[number], "human"))
+            parts.append(f"<div class='row'>{''.join(pictures)}</div>")
+        maps = "".join(
+            _picture(images[number], f"{name} {_spearman(groups, column.checkpoint, name, item.index)}", name)
+            for name, images in column.maps.items()
+        )
+        parts.append(
+            f"<div class='row' data-checkpoints='{_e(column.checkpoint)}'>"
+            f"<p class='who'>{_e(column.checkpoint)}</p>{maps}</div>"
+        )
+    return f"<section>{''.join(parts)}</section>"
 
 
-def _picture(image: Image.Image, caption: str) -> str:
-    shown = image.resize((224, 224), Image.Resampling.BICUBIC) if max(image.size) < 224 else image
-    return f"<figure><img alt='{_e(caption)}' src='{data_uri(shown)}'><figcaption>{_e(caption)}</figcaption></figure>"
+def _spearman(groups: dict[GroupKey, Group], checkpoint: str, explainer: str, index: int) -> str:
+    texts = []
+    for (name, method, protocol), group in groups.items():
+        if (name, method) == (checkpoint, explainer):
+            value = float(group.spearman[group.index == index][0])
+            texts.append(f"{'constant' if value != value else format(value, '.3f')} ({protocol})")
+    return ", ".join(texts)
 
 
-def _provenance(item: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in item["versions"].items())
-    facts = {
-        "command": item["command"],
-        "data": f"{item['data']['name']}, {item['data']['n_images']} images, fingerprint {item['data']['fingerprint']}",
-        "precision, device, processes, seed": ", ".join(
-            str(item[key]) for key in ("precision", "device", "processes", "seed")
-        ),
-        "protocol paper": "the human map covers the whole frame, constant maps are left out",
-        "protocol aligned": "the human map is cut to the model's field of view, constant maps score 0",
-        "versions": versions,
-    }
+def _picture(image: Image.Image, caption: str, explainer: str = "") -> str:
+    attribute = f" data-explainers='{_e(explainer)}'" if explainer else ""
     return (
-        "<h2>How it was computed</h2><dl>"
-        + "".join(f"<dt>{_e(k)}</dt><dd><code>{_e(v)}</code></dd>" for k, v in facts.items())
-        + "</dl>"
+        f"<figure{attribute}><img loading='lazy' alt='{_e(caption)}' src='{data_uri(image)}'>"
+        f"<figcaption>{_e(caption)}</figcaption></figure>"
     )
 
 
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+def _provenance(scores: Sequence[dict[str, Any]]) -> dict[str, str]:
+    item = scores[0]
+    data = item["data"]
+    return {
+        "command": item["command"],
+        "data": f"{data['name']}, {item['n_images']} of {data['n_images']} images, fingerprint {data['fingerprint']}",
+        "checkpoints": "; ".join(
+            f"{s['checkpoint']}: {s['model']}, weights SHA-256 {s['weights_sha256'][:16]}"
+            for s in {s["checkpoint"]: s for s in scores}.values()
+        ),
+        "explained class": "the true label",
+        "protocol paper": "the human map covers the whole frame; images with a constant map are left out",
+        "protocol aligned": "the human map is cut to the model's field of view; images with a constant map score 0",
+        "interval": "95 %, percentile bootstrap over images, 10,000 resamples, seed " + str(item["seed"]),
+        "p-values": "Wilcoxon signed-rank, two-sided; Holm over the pairs of one explainer and protocol",
+        "precision, device, processes": f"{item['precision']}, {item['device']}, {item['processes']}",
+        "versions": ", ".join(f"{name} {version}" for name, version in item["versions"].items()),
+    }
+
+
+def _markdown(name: str, partial: str, tables: Sequence[Table], provenance: dict[str, str]) -> str:
+    lines = [f"# Alignment with human attention: {name}", ""]
+    if partial:
+        lines += [f"**Partial, not the whole data set: {partial}.**", ""]
+    for title, head, rows in tables:
+        lines += [f"## {title}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+        lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
+    lines += ["## How it was computed", "", *(f"- {key}: {value}" for key, value in provenance.items()), ""]
+    return "\n".join(lines)
 
 
 def _e(text: str) -> str:

@@ -1,17 +1,24 @@
-"""What a run leaves: `scores.json`, `per_image.parquet` and the table in the terminal."""
+"""The per-image table on disk: a part for every chunk of images while a run goes on, one file at its end.
+
+Finished parts are kept, so a killed run continues where it was; a part belongs to exactly one question (`key`:
+weights, data, explainers, ...) and is never used for another.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.atomic import atomic_file, write_text
-from evaluate.statistics import Row, score
+from common.atomic import atomic_file
+from evaluate.runner import Row
 
 COLUMNS = pa.schema(
     [
@@ -22,76 +29,65 @@ COLUMNS = pa.schema(
         ("protocol", pa.string()),
         ("spearman", pa.float64()),
         ("degenerate", pa.bool_()),
+        ("centre_spearman", pa.float64()),
         ("label", pa.int64()),
         ("predicted", pa.int64()),
         ("correct", pa.bool_()),
     ]
 )
-"""Columns of `per_image.parquet`; the last ones of explainers are empty where there are no human maps."""
+"""Columns of `per_image.parquet`. Where there are no human maps, explainer, protocol and what follows from them
+are empty and an image has one row."""
 
 
-def group_rows(rows: Iterable[Row]) -> dict[tuple[str, str | None, str | None], list[Row]]:
-    """Rows by (checkpoint, explainer, protocol), in the order in which they first appear."""
-    groups: dict[tuple[str, str | None, str | None], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["checkpoint"], row.get("explainer"), row.get("protocol")), []).append(row)
-    return groups
-
-
-def make_scores(
-    rows: Sequence[Row], checkpoints: dict[str, dict[str, Any]], run: dict[str, Any], ceiling: float | None, seed: int
-) -> list[dict[str, Any]]:
-    """One score object for each checkpoint x explainer x protocol.
+class PartStore:
+    """The finished chunks of one checkpoint, in a folder of their own.
 
     Args:
-        rows: per-image rows.
-        checkpoints: for each checkpoint's name what is known of it (model, source, hash, ...).
-        run: what holds for the whole run (data, versions, partial, ...), repeated in every object.
-        ceiling: see `evaluate.statistics.score`.
-        seed: of the bootstrap.
+        folder: of the run's parts.
+        name: of the checkpoint.
+        question: everything the rows depend on, as plain values; parts of another question are removed.
     """
-    return [
-        {
-            "checkpoint": checkpoint,
-            **checkpoints[checkpoint],
-            "explainer": explainer,
-            "protocol": protocol,
-            **score(members, ceiling, seed),
-            **run,
-        }
-        for (checkpoint, explainer, protocol), members in group_rows(rows).items()
-    ]
+
+    def __init__(self, folder: Path, name: str, question: dict[str, Any]) -> None:
+        text = json.dumps({"checkpoint": name, **question}, sort_keys=True, default=str)
+        key = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.prefix = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+        self.folder = folder / f"{self.prefix}-{key}"
+
+    def remove_others(self) -> None:
+        """Remove this checkpoint's parts that answer another question."""
+        for other in self.folder.parent.glob(f"{self.prefix}-*"):
+            if other != self.folder and re.fullmatch(r"[0-9a-f]{12}", other.name.removeprefix(f"{self.prefix}-")):
+                shutil.rmtree(other)
+
+    def path(self, chunk: int) -> Path:
+        """File of a chunk."""
+        return self.folder / f"{chunk:05d}.parquet"
+
+    def finished(self, chunks: int) -> list[int]:
+        """Chunks that are there."""
+        return [chunk for chunk in range(chunks) if self.path(chunk).exists()]
+
+    def write(self, chunk: int, rows: Sequence[Row], seconds: float) -> None:
+        """Store the rows of a chunk, whole or not at all, with the time they took."""
+        table = pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS.names} for row in rows], schema=COLUMNS)
+        table = table.replace_schema_metadata({"seconds": repr(seconds)})
+        with atomic_file(self.path(chunk)) as temporary:
+            pq.write_table(table, temporary)
+
+    def tables(self, chunks: int) -> Iterator[pa.Table]:
+        """The rows of every chunk, in order."""
+        for chunk in range(chunks):
+            yield pq.read_table(self.path(chunk))
+
+    def seconds(self, chunks: int) -> float:
+        """Time that all chunks took together."""
+        return sum(float(pq.read_schema(self.path(c)).metadata[b"seconds"]) for c in range(chunks))
 
 
-def write_results(out: Path, scores: Sequence[dict[str, Any]], rows: Sequence[Row]) -> None:
-    """Write `scores.json` and `per_image.parquet` into the folder `out`, each whole or not at all."""
-    table = pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS.names} for row in rows], schema=COLUMNS)
-    with atomic_file(out / "per_image.parquet") as temporary:
-        pq.write_table(table, temporary)
-    write_text(out / "scores.json", json.dumps(scores, indent=2) + "\n")
-
-
-def score_table(scores: Sequence[dict[str, Any]]) -> str:
-    """The scores as a table for the terminal."""
-    header = ("checkpoint", "explainer", "protocol", "alignment", "95 % interval", "top-1", "scored", "degenerate")
-    lines = [header, *(_table_line(item) for item in scores)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-    text.insert(1, "  ".join("-" * width for width in widths))
-    if any(item["partial"] for item in scores):
-        text.append(f"PARTIAL: {scores[0]['partial']}")
-    return "\n".join(text)
-
-
-def _table_line(item: dict[str, Any]) -> tuple[str, ...]:
-    between = item["interval"]
-    return (
-        item["checkpoint"],
-        item["explainer"] or "-",
-        item["protocol"] or "-",
-        "-" if item["alignment"] is None else f"{item['alignment']:.4f}",
-        "-" if between is None else f"{between[0]:.4f} .. {between[1]:.4f}",
-        f"{item['top1']:.2f}",
-        str(item.get("n_scored", item["n_images"])),
-        str(item.get("n_degenerate", "-")),
-    )
+def merge_parts(path: Path, stores: Sequence[PartStore], chunks: int) -> None:
+    """Write all rows of all checkpoints into one file, a chunk in memory at a time."""
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, COLUMNS) as writer:
+        for store in stores:
+            for table in store.tables(chunks):
+                writer.write_table(table.replace_schema_metadata(None))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.errors import UserError
 from evaluate.data import Batch, EvalData, load_batches
@@ -35,12 +35,15 @@ class RunOptions:
     progress: bool = True
 
 
-def measure(subject: Subject, data: EvalData, indices: Sequence[int], options: RunOptions) -> Iterator[list[Row]]:
-    """Rows of the images at `indices`, a list for each batch.
+def measure(
+    subject: Subject, data: EvalData, indices: Sequence[int], options: RunOptions
+) -> Iterator[tuple[list[Row], int]]:
+    """Rows of the images at `indices`, batch by batch, with the number of images.
 
     A row holds `image_id`, `index`, `checkpoint`, `label`, `predicted`, `correct`, and, with human maps,
-    `explainer`, `protocol`, `spearman` (None where a map is constant) and `degenerate`. One row an image x
-    explainer x protocol; without human maps one row an image.
+    `explainer`, `protocol`, `spearman` (None where a map is constant), `degenerate` and `centre_spearman` (of a
+    centred Gaussian instead of the model's map). One row an image x explainer x protocol; without human maps one
+    row an image.
 
     Raises:
         UserError: the data set has other classes than the model, or an image cannot be read.
@@ -51,11 +54,8 @@ def measure(subject: Subject, data: EvalData, indices: Sequence[int], options: R
             "evaluate it on the data it was trained for"
         )
     subject.to(options.device)
-    batches = load_batches(data, subject.transform, indices, options.batch_size, options.workers)
-    with tqdm(total=len(indices), desc=subject.name, unit="img", disable=not options.progress) as bar:
-        for batch in batches:
-            yield measure_batch(subject, data, batch, options)
-            bar.update(len(batch.labels))
+    for batch in load_batches(data, subject.transform, indices, options.batch_size, options.workers):
+        yield measure_batch(subject, data, batch, options), len(batch.labels)
 
 
 def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOptions) -> list[Row]:
@@ -85,19 +85,40 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
     human = data.human_maps(batch.human.to(device))
     seen = subject.transform.crop / subject.transform.resize
     human_ranks = {p: average_ranks(frame_human_map(human, seen, p).flatten(1)) for p in options.protocols}
+    centre_ranks = average_ranks(centre_map(human.shape[-1], device).flatten()[None])
+    centre = {p: _values(spearman_from_ranks(centre_ranks.expand_as(r), r)) for p, r in human_ranks.items()}
     rows = []
     for explainer in options.explainers:
         saliency = resize_saliency(EXPLAINERS[explainer](passed.features, passed.gradients), human.shape[-1])
         ranks = average_ranks(saliency.flatten(1))
         for protocol in options.protocols:
-            scores = spearman_from_ranks(ranks, human_ranks[protocol]).tolist()
-            rows += [{**c, "explainer": explainer, "protocol": protocol, **_cell(s)} for c, s in zip(common, scores)]
+            scores = _values(spearman_from_ranks(ranks, human_ranks[protocol]))
+            rows += [
+                {
+                    **image,
+                    "explainer": explainer,
+                    "protocol": protocol,
+                    "spearman": value,
+                    "degenerate": value is None,
+                    "centre_spearman": centred,
+                }
+                for image, value, centred in zip(common, scores, centre[protocol])
+            ]
     return rows
 
 
-def _cell(score: float) -> Row:
-    degenerate = score != score  # NaN: one of the two maps is constant
-    return {"spearman": None if degenerate else score, "degenerate": degenerate}
+def _values(correlations: Tensor) -> list[float | None]:
+    """NaN, where one of the two maps is constant, becomes None."""
+    return [None if math.isnan(value) else value for value in correlations.tolist()]
+
+
+def centre_map(size: int, device: torch.device) -> Tensor:
+    """The centre-bias baseline (size, size): the nearer to the middle, the higher.
+
+    Its ranks are those of an isotropic Gaussian of any width; whole numbers keep its ties exact.
+    """
+    line = 2 * torch.arange(size, device=device) - (size - 1)
+    return -(line[:, None] ** 2 + line**2)
 
 
 def bf16_deviation(subject: Subject, data: EvalData, batch: Batch, options: RunOptions) -> dict[str, float]:
@@ -110,7 +131,7 @@ def bf16_deviation(subject: Subject, data: EvalData, batch: Batch, options: RunO
     return {"mean": changes.mean().item(), "max": changes.max().item()} if len(changes) else {}
 
 
-def saliency_of(subject: Subject, data: EvalData, batch: Batch, options: RunOptions) -> dict[str, Tensor]:
+def saliency_of(subject: Subject, batch: Batch, options: RunOptions) -> dict[str, Tensor]:
     """Maps of every asked explainer for a batch, (B, S, S) at the size of the model's view; for pictures."""
     pixels = batch.pixels.to(options.device)
     images = subject.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)

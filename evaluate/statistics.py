@@ -1,35 +1,91 @@
-"""From per-image rows to scores: the mean with a bootstrap interval, counts, accuracy on the same images."""
+"""From the per-image table to scores: means with bootstrap intervals, counts, comparisons of checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+from scipy import stats
 
-Row = dict[str, Any]
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+_CHUNK_VALUES = 4_000_000
+Array = NDArray[Any]
+GroupKey = tuple[str, str | None, str | None]
+"""Checkpoint, explainer, protocol; the last two None where there are no human maps."""
 
 
-def bootstrap_means(
-    values: NDArray[np.float64], seed: int, resamples: int = RESAMPLES, chunk_values: int = 4_000_000
-) -> NDArray[np.float64]:
+@dataclass
+class Group:
+    """The rows of one checkpoint x explainer x protocol, as columns of N images in order of index."""
+
+    index: Array
+    """int64, place in the data set."""
+    spearman: Array
+    """float64, NaN where a map is constant."""
+    degenerate: Array
+    """bool."""
+    centre_spearman: Array
+    """float64, of a centred Gaussian with the same human map; NaN where the human map is constant."""
+    label: Array
+    """int64."""
+    correct: Array
+    """bool, top-1."""
+
+    def values(self, protocol: str | None) -> Array:
+        """Spearman values that the protocol's mean is taken over, one an image, NaN for those left out.
+
+        `paper` leaves degenerate maps out, `aligned` counts them as 0.
+        """
+        return np.where(self.degenerate, 0.0, self.spearman) if protocol == "aligned" else self.spearman
+
+
+def collect(tables: Iterable[pa.Table]) -> dict[GroupKey, Group]:
+    """Columns of every checkpoint x explainer x protocol of a table, in the order of their first rows."""
+    parts: dict[GroupKey, list[dict[str, Array]]] = {}
+    names = [field.name for field in fields(Group)]
+    for table in tables:
+        columns = {name: _to_numpy(table.column(name)) for name in names}
+        keys = list(zip(*(table.column(name).to_pylist() for name in ("checkpoint", "explainer", "protocol"))))
+        codes: dict[GroupKey, list[int]] = {}
+        for place, key in enumerate(keys):
+            codes.setdefault(key, []).append(place)
+        for key, places in codes.items():
+            parts.setdefault(key, []).append({name: column[places] for name, column in columns.items()})
+    groups = {}
+    for key, pieces in parts.items():
+        joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+        order = np.argsort(joined["index"], kind="stable")
+        groups[key] = Group(**{name: column[order] for name, column in joined.items()})
+    return groups
+
+
+def _to_numpy(column: pa.ChunkedArray) -> Array:
+    if pa.types.is_boolean(column.type):
+        return column.fill_null(False).to_numpy().astype(bool)
+    if pa.types.is_floating(column.type):
+        return column.to_numpy().astype(float)  # null becomes NaN
+    return column.to_numpy()
+
+
+def bootstrap_means(values: Array, seed: int, resamples: int = RESAMPLES) -> Array:
     """Means of resamples drawn with replacement (the nonparametric bootstrap, Efron 1979).
 
     Args:
-        values: (N,).
-        seed: of the draws; one seed and N always draw the same images, so paired differences stay paired.
+        values: (N,) float64.
+        seed: of the draws; one seed and N always draw the same images.
         resamples: how many.
-        chunk_values: values drawn at a time, which bounds the memory.
 
     Returns:
-        (resamples,) float64.
+        (resamples,) float64. The memory does not grow with N times `resamples`.
     """
     generator = np.random.default_rng(seed)
     count = len(values)
-    step = max(1, chunk_values // max(count, 1))
+    step = max(1, _CHUNK_VALUES // max(count, 1))
     means = [
         values[generator.integers(0, count, (min(step, resamples - done), count))].mean(1)
         for done in range(0, resamples, step)
@@ -37,7 +93,7 @@ def bootstrap_means(
     return np.concatenate(means)
 
 
-def interval(values: NDArray[np.float64], seed: int, resamples: int = RESAMPLES) -> tuple[float, float] | None:
+def interval(values: Array, seed: int, resamples: int = RESAMPLES) -> tuple[float, float] | None:
     """Percentile bootstrap interval (95 %) of the mean of (N,) values; None for fewer than two."""
     if len(values) < 2:
         return None
@@ -46,40 +102,87 @@ def interval(values: NDArray[np.float64], seed: int, resamples: int = RESAMPLES)
     return float(low), float(high)
 
 
-def scored_values(rows: Sequence[Row]) -> NDArray[np.float64]:
-    """The Spearman values that a protocol's mean is taken over: `paper` leaves degenerate maps out, `aligned`
-    counts them as 0."""
-    return np.array(
-        [row["spearman"] or 0.0 for row in rows if row["protocol"] == "aligned" or not row["degenerate"]], dtype=float
-    )
-
-
-def score(rows: Sequence[Row], ceiling: float | None, seed: int) -> dict[str, Any]:
+def score(group: Group, protocol: str | None, ceiling: float | None, seed: int) -> dict[str, Any]:
     """One score from the rows of one checkpoint x explainer x protocol.
 
     Args:
-        rows: one an image; without `spearman` when the data set has no human maps.
+        group: the rows.
+        protocol: None where the data set has no human maps.
         ceiling: mean Spearman between people; divides mean and interval. None: not divided.
         seed: of the bootstrap.
 
     Returns:
-        `alignment` (mean Spearman / ceiling), `interval` (95 %, of `alignment`), `mean_spearman`, `ceiling`,
-        `top1` (%), `n_images`, `n_scored`, `n_degenerate`. Figures that do not exist are None.
+        `alignment` (mean Spearman / ceiling), `interval` (95 %, of `alignment`), `mean_spearman`,
+        `per_class_mean` (mean over classes of the classes' means), `centre_bias` (alignment of a centred
+        Gaussian on the same images), `ceiling`, `top1` (%), `n_images`, `n_scored`, `n_degenerate`. Figures
+        that do not exist are None.
     """
-    out: dict[str, Any] = {"n_images": len(rows), "top1": 100 * float(np.mean([row["correct"] for row in rows]))}
-    if not rows or "spearman" not in rows[0]:
-        return {**out, "alignment": None, "interval": None, "mean_spearman": None, "ceiling": None}
-    values = scored_values(rows)
-    n_degenerate = sum(row["degenerate"] for row in rows)
-    mean = float(values.mean()) if len(values) else None
-    between = interval(values, seed)
+    out: dict[str, Any] = {"n_images": len(group.index), "top1": 100 * float(group.correct.mean())}
+    if protocol is None:
+        names = ("alignment", "interval", "mean_spearman", "per_class_mean", "centre_bias", "ceiling")
+        return {**out, **dict.fromkeys(names)}
+    values = group.values(protocol)
+    kept = ~np.isnan(values)
+    between = interval(values[kept], seed)
     unit = ceiling or 1.0
+    mean = _mean(values[kept])
+    classes = [values[kept & (group.label == label)] for label in np.unique(group.label[kept])]
     return {
         **out,
-        "alignment": None if mean is None else mean / unit,
+        "alignment": _divided(mean, unit),
         "interval": None if between is None else [between[0] / unit, between[1] / unit],
         "mean_spearman": mean,
+        "per_class_mean": _divided(_mean(np.array([members.mean() for members in classes])), unit),
+        "centre_bias": _divided(_mean(group.centre_spearman[~np.isnan(group.centre_spearman)]), unit),
         "ceiling": ceiling,
-        "n_scored": len(values),
-        "n_degenerate": int(n_degenerate),
+        "n_scored": int(kept.sum()),
+        "n_degenerate": int(group.degenerate.sum()),
     }
+
+
+def compare(first: Group, second: Group, protocol: str, ceiling: float | None, seed: int) -> dict[str, Any]:
+    """Paired comparison of two checkpoints on the images both are scored on: second minus first.
+
+    Returns:
+        `difference` of the alignments, its bootstrap `interval` (95 %, images resampled), `wilcoxon_p`
+        (two-sided signed-rank test, None when no pair differs), `improved` (share of images with a higher
+        value; ties count half) and `n_pairs`.
+    """
+    a, b = _paired(first, second, protocol)
+    gain = b - a
+    between = interval(gain, seed)
+    unit = ceiling or 1.0
+    p = float(stats.wilcoxon(gain).pvalue) if np.any(gain != 0) else None
+    return {
+        "difference": _divided(_mean(gain), unit),
+        "interval": None if between is None else [between[0] / unit, between[1] / unit],
+        "wilcoxon_p": p,
+        "improved": None if not len(gain) else float((gain > 0).mean() + (gain == 0).mean() / 2),
+        "n_pairs": len(gain),
+    }
+
+
+def _paired(first: Group, second: Group, protocol: str) -> tuple[Array, Array]:
+    _, places_a, places_b = np.intersect1d(first.index, second.index, return_indices=True)
+    a, b = first.values(protocol)[places_a], second.values(protocol)[places_b]
+    kept = ~(np.isnan(a) | np.isnan(b))
+    return a[kept], b[kept]
+
+
+def holm(p_values: list[float | None]) -> list[float | None]:
+    """Holm's step-down correction (Scand. J. Statist. 6, 1979) of a family of p-values; None stays None."""
+    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p, place) in enumerate(known):
+        highest = max(highest, min(1.0, p * (len(known) - rank)))
+        adjusted[place] = highest
+    return adjusted
+
+
+def _mean(values: Array) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _divided(value: float | None, unit: float) -> float | None:
+    return None if value is None else value / unit

@@ -1,0 +1,209 @@
+"""Evaluate checkpoint after checkpoint, chunk after chunk; what is finished is kept and found again."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from common.checkpoint import library_versions
+from evaluate.data import EvalData, choose_indices, load_batches
+from evaluate.processes import Processes
+from evaluate.results import PartStore, merge_parts
+from evaluate.runner import Row, RunOptions, bf16_deviation, measure
+from evaluate.statistics import Group, GroupKey, collect
+from evaluate.subjects import Subject, load_subject
+
+CHUNK = 2048
+"""Images of a part: what a killed run can lose."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One checkpoint to be evaluated."""
+
+    spec: str
+    """What follows `--ckpt`."""
+    model: str | None = None
+    """Architecture of a weight file."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    name: str | None = None
+    """Label in tables; by default the subject's own."""
+
+    def load(self, seed: int, taken: Sequence[str] = ()) -> Subject:
+        """Load the model; a name that is taken gets a number, so that rows tell checkpoints apart."""
+        subject = load_subject(self.spec, self.model, dict(self.model_args), seed)
+        name, number = self.name or subject.name, 2
+        subject.name = name
+        while subject.name in taken:
+            subject.name, number = f"{name} ({number})", number + 1
+        return subject
+
+
+@dataclass
+class Evaluation:
+    """What a run found out; on the main process only."""
+
+    data: EvalData
+    n_images: int
+    partial: str
+    """Why the scores are not those of the whole data set; empty if they are."""
+    checkpoints: dict[str, dict[str, Any]]
+    """What is known of each checkpoint, by its name in tables."""
+    groups: dict[GroupKey, Group]
+
+
+def evaluate_requests(
+    requests: Sequence[Request],
+    open_data: Callable[[Subject], EvalData],
+    options: RunOptions,
+    processes: Processes,
+    out: Path,
+    limit: int | None,
+    seed: int,
+) -> Evaluation:
+    """Measure every request and write `per_image.parquet` into the folder `out`.
+
+    Args:
+        requests: at least one.
+        open_data: the data set for a model (generated pictures follow its input size).
+        options: how to measure.
+        processes: each takes every n-th image.
+        out: folder of results; finished chunks lie in its subfolder `parts`.
+        limit: a seeded random subset of so many images, or None.
+        seed: of the subset and of untrained weights.
+
+    Raises:
+        UserError: a checkpoint or an image cannot be read, or model and data do not fit.
+    """
+    checkpoints: dict[str, dict[str, Any]] = {}
+    stores: list[PartStore] = []
+    for request in requests:
+        subject = request.load(seed, list(checkpoints))
+        data = open_data(subject)
+        indices = choose_indices(len(data), limit, seed).tolist()
+        chunks = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
+        digest = subject.weights_sha256 or state_digest(subject)
+        question = _question(subject, digest, data, indices, options)
+        store = PartStore(out / "parts", subject.name, question)
+        _measure_chunks(subject, data, chunks, options, processes, store)
+        stores.append(store)
+        checkpoints[subject.name] = _describe(subject, digest)
+        if processes.is_main:
+            seconds = store.seconds(len(chunks))
+            checkpoints[subject.name] |= {"seconds": seconds, "images_per_second": len(indices) / max(seconds, 1e-9)}
+            if options.bf16 and data.has_human_maps:
+                checkpoints[subject.name]["bf16_deviation"] = _report_bf16(subject, data, indices, options)
+    groups: dict[GroupKey, Group] = {}
+    if processes.is_main:
+        merge_parts(out / "per_image.parquet", stores, len(chunks))
+        for store in stores:
+            groups |= collect(store.tables(len(chunks)))
+    return Evaluation(data, len(indices), _partial(data, len(indices), seed), checkpoints, groups)
+
+
+def _measure_chunks(
+    subject: Subject,
+    data: EvalData,
+    chunks: Sequence[Sequence[int]],
+    options: RunOptions,
+    processes: Processes,
+    store: PartStore,
+) -> None:
+    if processes.is_main:
+        store.remove_others()
+    finished = processes.from_main(store.finished(len(chunks)))
+    total = sum(len(chunk) for chunk in chunks)
+    shown = options.progress and processes.is_main
+    with tqdm(total=total, desc=subject.name, unit="img", disable=not shown) as bar:
+        for number, chunk in enumerate(chunks):
+            if number not in finished:
+                start = time.perf_counter()
+                share = chunk[processes.rank :: processes.world]
+
+                def produce(share: Sequence[int] = share) -> list[Row]:
+                    rows: list[Row] = []
+                    for batch_rows, count in measure(subject, data, share, options):
+                        rows += batch_rows
+                        bar.update(count * processes.world)
+                    return rows
+
+                rows = processes.gather(produce)
+                if processes.is_main:
+                    order = {index: place for place, index in enumerate(chunk)}
+                    rows.sort(key=lambda row: order[row["index"]])
+                    store.write(number, rows, time.perf_counter() - start)
+        bar.n = total
+        bar.refresh()
+    if finished and processes.is_main:
+        print(f"{subject.name}: {len(finished)} of {len(chunks)} parts kept from an earlier start")
+
+
+def state_digest(subject: Subject) -> str:
+    """SHA-256 of a model's weights, for models that come from no file."""
+    digest = hashlib.sha256()
+    for name, tensor in subject.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def code_digest() -> str:
+    """Hash of the code that rows depend on, so that rows of other code are never mixed in."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted([*root.glob("evaluate/**/*.py"), *root.glob("common/*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _question(
+    subject: Subject, digest: str, data: EvalData, indices: Sequence[int], options: RunOptions
+) -> dict[str, Any]:
+    return {
+        "weights": digest,
+        "model": subject.model_name,
+        "transform": str(subject.transform),
+        "data": data.fingerprint(),
+        "indices": hashlib.sha256(str(list(indices)).encode()).hexdigest(),
+        "explainers": options.explainers,
+        "protocols": options.protocols,
+        "bf16": options.bf16,
+        "versions": library_versions(),
+        "code": code_digest(),
+    }
+
+
+def _describe(subject: Subject, digest: str) -> dict[str, Any]:
+    return {
+        "model": subject.model_name,
+        "source": subject.source,
+        "weights_sha256": digest,
+        "num_params": subject.num_params,
+        "transform": {"resize": subject.transform.resize, "crop": subject.transform.crop},
+    }
+
+
+def _report_bf16(subject: Subject, data: EvalData, indices: Sequence[int], options: RunOptions) -> dict[str, float]:
+    batch = next(load_batches(data, subject.transform, indices[: options.batch_size], options.batch_size, 0))
+    deviation = bf16_deviation(subject, data, batch, options)
+    if deviation:
+        print(
+            f"{subject.name}: bf16 features change Spearman by {deviation['mean']:.1e} on average, at most "
+            f"{deviation['max']:.1e} (first {len(batch.labels)} images, against fp32)"
+        )
+    return deviation
+
+
+def _partial(data: EvalData, count: int, seed: int) -> str:
+    reasons = []
+    if count < len(data):
+        reasons.append(f"{count} of {len(data)} images (--limit, seed {seed})")
+    if data.missing_parts:
+        reasons.append(data.missing_parts)
+    return "; ".join(reasons)

@@ -1,0 +1,95 @@
+"""Figures of a report: alignment as bars, alignment against accuracy; as SVG for the page, PNG and PDF for papers."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from common.atomic import atomic_file
+
+Scores = Sequence[dict[str, Any]]
+PLAIN, TWIN = "#7b8794", "#d1495b"
+
+
+def bar_chart(scores: Scores) -> Figure:
+    """Alignment with its interval, a bar a checkpoint, for one explainer and protocol; DCLS twins in red."""
+    figure = Figure(figsize=(max(5.0, 0.55 * len(scores) + 1.5), 3.6), layout="constrained")
+    axes = figure.subplots()
+    values = [item["alignment"] for item in scores]
+    spans = [item["interval"] or [value, value] for item, value in zip(scores, values)]
+    errors = [[v - low for v, (low, _) in zip(values, spans)], [high - v for v, (_, high) in zip(values, spans)]]
+    axes.bar(range(len(scores)), values, yerr=errors, color=[_colour(item) for item in scores], capsize=3)
+    axes.set_xticks(range(len(scores)), [item["checkpoint"] for item in scores], rotation=35, ha="right")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_ylabel(_alignment_label(scores))
+    axes.set_title(f"{scores[0]['explainer']}, protocol {scores[0]['protocol']}")
+    return figure
+
+
+def accuracy_scatter(scores: Scores) -> Figure:
+    """Alignment against top-1 on the same images, a point a checkpoint, for one explainer and protocol."""
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for item in scores:
+        low, high = item["interval"] or [item["alignment"]] * 2
+        error = [[item["alignment"] - low], [high - item["alignment"]]]
+        axes.errorbar(item["top1"], item["alignment"], error, fmt="o", color=_colour(item), capsize=2)
+        axes.annotate(
+            item["checkpoint"], (item["top1"], item["alignment"]), (4, 4), textcoords="offset points", fontsize=7
+        )
+    axes.margins(x=0.25)  # room for the names
+    axes.set_xlabel("top-1 on these images (%)")
+    axes.set_ylabel(_alignment_label(scores))
+    axes.set_title(f"{scores[0]['explainer']}, protocol {scores[0]['protocol']}")
+    return figure
+
+
+FIGURES: dict[str, Callable[[Scores], Figure]] = {"bars": bar_chart, "accuracy": accuracy_scatter}
+
+
+def write_figures(folder: Path, scores: Scores) -> dict[str, str]:
+    """Draw every figure for every explainer and protocol.
+
+    Args:
+        folder: receives NAME.png and NAME.pdf.
+        scores: of the run; those without alignment are left out.
+
+    Returns:
+        SVG text by figure name, whose black follows the page's text colour.
+    """
+    families: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for item in scores:
+        if item["alignment"] is not None:
+            families.setdefault((item["explainer"], item["protocol"]), []).append(item)
+    pictures = {}
+    for (explainer, protocol), members in families.items():
+        for kind, draw in FIGURES.items():
+            name = f"{kind}-{explainer}-{protocol}"
+            figure = draw(members)
+            for suffix in ("png", "pdf"):
+                with atomic_file(folder / f"{name}.{suffix}") as temporary:
+                    figure.savefig(temporary, format=suffix, dpi=160)
+            pictures[name] = _svg(figure)
+    return pictures
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()[text.getvalue().index("<svg") :]
+    svg = re.sub(r"#000000", "currentColor", svg)
+    # Glyphs have no colour of their own and would stay black on a dark page.
+    return svg.replace("<svg ", '<svg fill="currentColor" ', 1)
+
+
+def _colour(item: dict[str, Any]) -> str:
+    return TWIN if "dcls" in item["model"] or "dcls" in item["checkpoint"] else PLAIN
+
+
+def _alignment_label(scores: Scores) -> str:
+    return "Spearman / human ceiling" if scores[0]["ceiling"] else "mean Spearman"

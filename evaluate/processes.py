@@ -1,0 +1,73 @@
+"""The processes that share an evaluation: which one this is, and how they agree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+from common.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass
+class Processes:
+    """This process among those that a launcher started."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def from_main(self, value: T) -> T:
+        """The main process's value, on every process."""
+        if self.world == 1:
+            return value
+        box = [value]
+        broadcast_object_list(box)
+        return box[0]
+
+    def gather(self, produce: Callable[[], list[Any]]) -> list[Any]:
+        """What `produce` returns, of all processes, joined.
+
+        A process that meets a `UserError` tells the others, so that none waits for it, and all raise it.
+        """
+        items: list[Any] = []
+        errors: list[str] = []
+        try:
+            items = produce()
+        except UserError as error:
+            errors.append(str(error))
+        if self.world > 1:
+            items, errors = gather_object(items), gather_object(errors)
+        if errors:
+            raise UserError(errors[0])
+        return items
+
+
+def start_processes(device: str) -> Processes:
+    """Find out about this process; the process group is made only when there are several.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        UserError: `cuda` where torch sees no GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine shows torch no GPU; take --device cpu or auto")
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        state = PartialState(cpu=not on_gpu)
+        return Processes(state.process_index, state.num_processes, state.device)
+    return Processes(0, 1, torch.device("cuda" if on_gpu else "cpu"))
