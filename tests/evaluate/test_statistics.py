@@ -1,43 +1,60 @@
-"""Scores from rows: which images count, the ceiling, the bootstrap against SciPy's."""
+"""Scores and comparisons from columns: which images count, the ceiling, bootstrap, Wilcoxon and Holm against SciPy."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy import stats
 
-from evaluate.statistics import bootstrap_means, interval, score
+from evaluate.comparison import compare_pairs, group_seeds, protocol_effect, seed_family, verdict
+from evaluate.results import COLUMNS
+from evaluate.statistics import Group, bootstrap_means, collect, compare, holm, interval, score
+
+NAN = float("nan")
 
 
-def rows(values, protocol="paper"):
-    return [
-        {"protocol": protocol, "spearman": v, "degenerate": v is None, "correct": i % 2 == 0}
-        for i, v in enumerate(values)
-    ]
+def group(values, labels=None):
+    spearman = np.array(values, float)
+    count = len(values)
+    return Group(
+        index=np.arange(count),
+        spearman=spearman,
+        degenerate=np.isnan(spearman),
+        centre_spearman=np.full(count, 0.25),
+        label=np.zeros(count, int) if labels is None else np.array(labels),
+        correct=np.arange(count) % 2 == 0,
+    )
 
 
 def test_paper_leaves_degenerate_maps_out_and_aligned_scores_them_zero():
-    values = [0.5, None, 0.1, 0.3]
-    paper, aligned = score(rows(values), None, 0), score(rows(values, "aligned"), None, 0)
+    rows = group([0.5, NAN, 0.1, 0.3])
+    paper, aligned = score(rows, "paper", None, 0), score(rows, "aligned", None, 0)
     assert paper["mean_spearman"] == pytest.approx(0.3) and paper["n_scored"] == 3
     assert aligned["mean_spearman"] == pytest.approx(0.225) and aligned["n_scored"] == 4
     assert paper["n_degenerate"] == aligned["n_degenerate"] == 1
     assert paper["n_images"] == 4 and paper["top1"] == 50
 
 
-def test_the_ceiling_divides_mean_and_interval():
-    values = list(np.linspace(0.1, 0.6, 20))
-    plain, divided = score(rows(values), None, 0), score(rows(values), 0.65753, 0)
-    assert divided["alignment"] == pytest.approx(plain["mean_spearman"] / 0.65753)
+def test_the_ceiling_divides_mean_interval_classes_and_centre_bias():
+    rows = group(np.linspace(0.1, 0.6, 20))
+    plain, divided = score(rows, "paper", None, 0), score(rows, "paper", 0.65753, 0)
+    for name in ("alignment", "per_class_mean", "centre_bias"):
+        assert divided[name] == pytest.approx(plain[name] / 0.65753)
     assert divided["mean_spearman"] == plain["mean_spearman"]
     np.testing.assert_allclose(np.array(divided["interval"]) * 0.65753, plain["interval"])
 
 
+def test_mean_over_classes_weighs_classes_equally():
+    found = score(group([0.0, 0.0, 0.0, 0.8], labels=[1, 1, 1, 2]), "paper", None, 0)
+    assert found["per_class_mean"] == pytest.approx(0.4) and found["mean_spearman"] == pytest.approx(0.2)
+
+
 def test_without_human_maps_there_is_accuracy_only():
-    found = score([{"correct": True}, {"correct": False}, {"correct": True}], None, 0)
-    assert found["top1"] == pytest.approx(200 / 3) and found["alignment"] is None
+    found = score(group([NAN, NAN]), None, None, 0)
+    assert found["top1"] == 50 and found["alignment"] is None
 
 
 def test_all_degenerate_gives_no_figure_not_nan():
-    found = score(rows([None, None]), None, 0)
+    found = score(group([NAN, NAN]), "paper", None, 0)
     assert found["alignment"] is None and found["interval"] is None and found["n_scored"] == 0
 
 
@@ -50,12 +67,91 @@ def test_interval_agrees_with_scipys_percentile_bootstrap():
     np.testing.assert_allclose(ours, theirs, atol=2e-3)
 
 
-def test_bootstrap_is_seeded_and_independent_of_the_chunk():
+def test_bootstrap_is_seeded_and_independent_of_the_chunk(monkeypatch):
+    import evaluate.statistics as module
+
     values = np.random.default_rng(0).normal(size=50)
     first = bootstrap_means(values, 3, 500)
-    assert np.array_equal(first, bootstrap_means(values, 3, 500, chunk_values=120))
+    monkeypatch.setattr(module, "_CHUNK_VALUES", 120)
+    assert np.array_equal(first, bootstrap_means(values, 3, 500))
     assert not np.array_equal(first, bootstrap_means(values, 4, 500))
 
 
 def test_one_value_has_no_interval():
     assert interval(np.array([0.3]), 0) is None
+
+
+def test_collect_splits_a_table_and_orders_by_index():
+    rows = [
+        {"image_id": str(i), "index": i, "checkpoint": c, "explainer": "e", "protocol": "paper", "degenerate": i == 1,
+         "spearman": None if i == 1 else i / 10, "centre_spearman": 0.1, "label": i, "predicted": 0, "correct": i == 0}
+        for i in (2, 0, 1) for c in ("a", "b")
+    ]  # fmt: skip
+    tables = [pa.Table.from_pylist(rows[:3], COLUMNS), pa.Table.from_pylist(rows[3:], COLUMNS)]
+    groups = collect(tables)
+    assert list(groups) == [("a", "e", "paper"), ("b", "e", "paper")]
+    found = groups["b", "e", "paper"]
+    assert found.index.tolist() == [0, 1, 2] and found.label.tolist() == [0, 1, 2]
+    assert found.spearman[0] == 0 and np.isnan(found.spearman[1]) and found.degenerate.tolist() == [False, True, False]
+
+
+def test_comparison_is_paired_and_equals_scipy():
+    generator = np.random.default_rng(0)
+    first = generator.uniform(-0.2, 0.6, 80)
+    second = first + generator.normal(0.03, 0.05, 80)
+    first[3] = NAN
+    found = compare(group(first), group(second), "paper", 0.5, 0)
+    gain = np.delete(second - first, 3)
+    assert found["difference"] == pytest.approx(gain.mean() / 0.5) and found["n_pairs"] == 79
+    assert found["wilcoxon_p"] == pytest.approx(stats.wilcoxon(gain).pvalue)
+    assert found["improved"] == pytest.approx((gain > 0).mean())
+    assert found["interval"][0] < found["difference"] < found["interval"][1]
+    aligned = compare(group(first), group(second), "aligned", None, 0)
+    assert aligned["n_pairs"] == 80
+
+
+def test_comparison_pairs_by_image_not_by_place():
+    a, b = group([0.1, 0.2, 0.3]), group([0.9, 0.2, 0.3])
+    b.index = np.array([7, 1, 2])
+    assert compare(a, b, "paper", None, 0)["difference"] == 0
+    assert compare(a, b, "paper", None, 0)["wilcoxon_p"] is None
+
+
+def test_holm_equals_a_hand_made_case():
+    assert holm([0.01, 0.04, None, 0.03]) == [pytest.approx(0.03), pytest.approx(0.06), None, pytest.approx(0.06)]
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+
+
+def test_pairs_are_corrected_within_one_explainer_and_protocol():
+    generator = np.random.default_rng(1)
+    base = generator.uniform(0, 1, 40)
+    groups = {
+        (name, "e", "paper"): group(base + shift + generator.normal(0, 0.02, 40))
+        for name, shift in (("a", 0.0), ("a2", 0.0), ("b", 0.05), ("b2", 0.001))
+    }
+    found = compare_pairs(groups, [("a", "b"), ("a2", "b2"), ("a", "absent")], None, 0)
+    assert [(f["first"], f["second"]) for f in found] == [("a", "b"), ("a2", "b2")]
+    assert [f["holm_p"] for f in found] == holm([f["wilcoxon_p"] for f in found])
+    assert verdict(found[0]) == "higher" and verdict(found[1]) == "no clear difference"
+
+
+def test_a_gain_smaller_than_the_spread_between_seeds_is_called_so():
+    assert seed_family("demo_dcls_seed3") == seed_family("demo_dcls-s12") == seed_family("demo_dcls") == "demo_dcls"
+    scores = [
+        {"checkpoint": f"m_seed{i}", "explainer": "e", "protocol": "paper", "alignment": value}
+        for i, value in enumerate((0.2, 0.3, 0.4))
+    ]
+    seeds = group_seeds(scores)
+    assert seeds[0]["n_seeds"] == 3 and seeds[0]["spread"] == pytest.approx(0.1)
+    item = {"first": "m_seed0", "second": "n", "explainer": "e", "protocol": "paper", "holm_p": 1e-6}
+    assert verdict({**item, "difference": 0.05, "interval": [0.04, 0.06]}, seeds) == "within the spread between seeds"
+    assert verdict({**item, "difference": 0.2, "interval": [0.1, 0.3]}, seeds) == "higher"
+
+
+def test_protocol_effect():
+    scores = [
+        {"checkpoint": "a", "explainer": "e", "protocol": p, "alignment": v}
+        for p, v in (("paper", 0.4), ("aligned", 0.3))
+    ]
+    (found,) = protocol_effect(scores)
+    assert found["change"] == pytest.approx(-0.1)

@@ -1,0 +1,213 @@
+"""The command: what it leaves, that it says what is wrong in one line, and that processes share the work."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from common.errors import UserError
+from evaluate.cli import main
+from evaluate.tfrecord import index_records
+from tests.evaluate.conftest import save_untrained
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments, launcher=(), **environment):
+    command = [sys.executable, "-m", *launcher, "evaluate"] if not launcher else [sys.executable, *launcher]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "TQDM_DISABLE": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_results_of_a_run(checkpoint, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["--ckpt", str(checkpoint), "--data", "scenes", "--limit", "20", "--protocol", "paper", "aligned"]
+    assert main([*arguments, "--out", str(out), "--workers", "0"]) == 0
+    scores = json.loads((out / "scores.json").read_text())
+    assert [(s["explainer"], s["protocol"]) for s in scores] == [
+        (e, p) for e in ("grad_cam", "threshold_grad_cam") for p in ("paper", "aligned")
+    ]
+    table = pq.read_table(out / "per_image.parquet").to_pylist()
+    assert len(table) == 80 and len({row["image_id"] for row in table}) == 20
+    for item in scores:
+        rows = [r for r in table if (r["explainer"], r["protocol"]) == (item["explainer"], item["protocol"])]
+        values = [r["spearman"] for r in rows if r["spearman"] is not None]
+        assert item["mean_spearman"] == pytest.approx(sum(values) / len(values))
+        assert item["interval"][0] < item["alignment"] < item["interval"][1]
+        assert item["n_scored"] == len(values) and item["ceiling"] is None
+        assert "20 of 1000 images" in item["partial"] and torch.__version__.startswith(item["versions"]["torch"])
+    printed = capsys.readouterr().out
+    assert "threshold_grad_cam" in printed and "PARTIAL: 20 of 1000" in printed and str(out) in printed
+    report = (out / "report.html").read_text()
+    assert "20 of 1000 images" in report and "data:image/webp" in report
+    assert not re.search(r"(src|href)=['\"]https?:", report)
+    assert "grad_cam" in (out / "report.md").read_text() and (out / "figures" / "bars-grad_cam-paper.pdf").exists()
+
+
+def test_clickme_scores_are_divided_by_the_ceiling(clickme_root, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--ckpt", "untrained", "--model", "timm:resnet18", "--data-root", str(clickme_root)]
+    main([*arguments, "--out", str(out), "--workers", "0", "--protocol", "paper", "aligned"])
+    for item in json.loads((out / "scores.json").read_text()):
+        assert item["alignment"] == pytest.approx(item["mean_spearman"] / 0.65753)
+        assert item["n_degenerate"] >= 1  # one human map is blank
+        assert item["n_scored"] == (7 if item["protocol"] == "aligned" else 7 - item["n_degenerate"])
+        assert "15 published shards absent" in item["partial"]
+
+
+def test_a_second_start_keeps_what_is_finished_and_other_options_do_not(checkpoint, tmp_path, capsys):
+    arguments = [
+        "--ckpt",
+        str(checkpoint),
+        "--data",
+        "scenes",
+        "--limit",
+        "8",
+        "--out",
+        str(tmp_path),
+        "--workers",
+        "0",
+    ]
+    main(arguments)
+    assert "kept" not in capsys.readouterr().out
+    first = (tmp_path / "scores.json").read_text()
+    main(arguments)
+    assert "1 of 1 parts kept" in capsys.readouterr().out
+    assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(first)
+    main([*arguments, "--seed", "1"])
+    assert "kept" not in capsys.readouterr().out
+
+
+def test_a_killed_run_continues_where_it_was(checkpoint, tmp_path, monkeypatch, capsys):
+    import evaluate.engine as engine
+
+    monkeypatch.setattr(engine, "CHUNK", 4)
+    arguments = ["--ckpt", str(checkpoint), "--data", "scenes", "--limit", "12", "--workers", "0"]
+    main([*arguments, "--out", str(tmp_path / "whole")])
+    whole = pq.read_table(tmp_path / "whole" / "per_image.parquet")
+    measured = engine.measure
+
+    def killed(subject, data, indices, options, calls=[]):  # noqa: B006
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measured(subject, data, indices, options)
+
+    monkeypatch.setattr(engine, "measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main([*arguments, "--out", str(tmp_path / "killed")])
+    monkeypatch.setattr(engine, "measure", measured)
+    capsys.readouterr()
+    main([*arguments, "--out", str(tmp_path / "killed")])
+    assert "2 of 3 parts kept" in capsys.readouterr().out
+    assert pq.read_table(tmp_path / "killed" / "per_image.parquet").equals(whole)
+
+
+def test_two_processes_give_the_rows_of_one(checkpoint, tmp_path):
+    arguments = ["--ckpt", checkpoint, "--data", "scenes", "--limit", "13", "--workers", "0", "--device", "cpu"]
+    one = run(*arguments, "--out", tmp_path / "one")
+    assert one.returncode == 0, one.stderr
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "evaluate")
+    two = run(*arguments, "--out", tmp_path / "two", launcher=launcher, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    assert two.returncode == 0, two.stderr
+    assert json.loads((tmp_path / "two" / "scores.json").read_text())[0]["processes"] == 2
+    a, b = (pq.read_table(tmp_path / name / "per_image.parquet").to_pylist() for name in ("one", "two"))
+    assert len(a) == len(b) == 26
+    for first, second in zip(a, b):
+        assert first["spearman"] == pytest.approx(second["spearman"], abs=2e-3)
+        assert {k: v for k, v in first.items() if k != "spearman"} == {
+            k: v for k, v in second.items() if k != "spearman"
+        }
+
+
+def test_a_bad_record_on_one_process_stops_both_with_a_message(clickme_root, tmp_path):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    content = bytearray((clickme_root / "val-0.tfrecords").read_bytes())
+    content[int(index_records(clickme_root / "val-0.tfrecords").offsets[1]) + 200] ^= 1
+    (folder / "val-0.tfrecords").write_bytes(content)
+    arguments = ["--ckpt", "untrained", "--model", "timm:resnet18", "--data-root", folder, "--workers", "0"]
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "evaluate")
+    found = run(
+        *arguments, "--out", tmp_path / "out", "--device", "cpu",
+        launcher=launcher, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    assert found.returncode != 0
+    assert found.stderr.count("error: ") == 1 and "val-0.tfrecords" in found.stderr and "record 1" in found.stderr
+
+
+def test_plain_python_exits_with_2_and_one_line(tmp_path):
+    found = run("--ckpt", tmp_path / "nothing", "--data", "scenes")
+    assert found.returncode == 2 and "Traceback" not in found.stderr
+    assert found.stderr.startswith("error: --ckpt") and found.stderr.count("\n") == 1
+
+
+def test_data_of_other_classes_is_refused(checkpoint, clickme_root, tmp_path):
+    with pytest.raises(UserError, match="tells 12 classes apart, clickme has 1000"):
+        main(["--ckpt", str(checkpoint), "--data-root", str(clickme_root), "--out", str(tmp_path / "x")])
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["--ckpt", "x", "--data", "clickme"], "needs --data-root"),
+        (["--data", "scenes"], "give either --ckpt"),
+        (["--ckpt", "x", "--data", "scenes", "--limit", "0"], "--limit 0"),
+        (["--ckpt", "untrained", "--data", "scenes"], "needs --model"),
+        (["--ckpt", "untrained", "--model", "demo", "--model-arg", "x", "--data", "scenes"], "KEY=VALUE"),
+        (["--ckpt", "untrained", "--model", "demo", "--data", "scenes", "--device", "cuda"], "no GPU"),
+    ],
+)
+def test_options_that_cannot_be_served(arguments, message, tmp_path):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match=message):
+        main([*arguments, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_compare_prints_a_paired_difference(checkpoint, tmp_path, capsys):
+    other = save_untrained(tmp_path / "other", seed=3)
+    main(["--ckpt", str(checkpoint), str(other), "--data", "scenes", "--limit", "16", "--out", str(tmp_path / "out"),
+          "--workers", "0", "--compare", "untrained_dcls", "other"])  # fmt: skip
+    items = json.loads((tmp_path / "out" / "comparisons.json").read_text())
+    scores = {(s["checkpoint"], s["explainer"]): s for s in json.loads((tmp_path / "out" / "scores.json").read_text())}
+    for item in items:
+        gain = (
+            scores["other", item["explainer"]]["alignment"] - scores["untrained_dcls", item["explainer"]]["alignment"]
+        )
+        if item["n_pairs"] == 16:
+            assert item["difference"] == pytest.approx(gain)
+        assert item["verdict"] in {"higher", "lower", "no clear difference"}
+    assert "other - untrained_dcls" in capsys.readouterr().out
+
+
+def test_same_named_folders_get_their_own_rows(checkpoint, tmp_path):
+    twin = save_untrained(tmp_path / "untrained_dcls", seed=5)
+    main(["--ckpt", str(checkpoint), str(twin), "--data", "scenes", "--limit", "4", "--out", str(tmp_path / "o"),
+          "--workers", "0"])  # fmt: skip
+    names = [s["checkpoint"] for s in json.loads((tmp_path / "o" / "scores.json").read_text())]
+    assert set(names) == {"untrained_dcls", "untrained_dcls (2)"}
+
+
+def test_dry_run_of_the_study_names_sixteen_models_and_their_sources(tmp_path, capsys):
+    (tmp_path / "convnext_t.pth").write_bytes(b"")
+    main(["--study", "paper", "--dry-run", "--data-root", str(tmp_path), "--weights-dir", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert len(printed.strip().splitlines()) == 18
+    assert f"convnext_t                {tmp_path}/convnext_t.pth" in printed
+    assert "zenodo.org/records/8370737/files/fastvit_sa24_v1_17lim_34el_seed0.pth.tar" in printed
+    assert "download timm:resnet50.a1_in1k" in printed
