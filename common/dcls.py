@@ -33,12 +33,11 @@ def row_axis(interpolation: str) -> int:
 
 
 def _bump(position: Tensor, sigma: Tensor | None, size: int, interpolation: str) -> Tensor:
-    """One axis of the bumps: (..., k) positions relative to the centre -> (..., k, size) values at the pixels."""
+    """One axis of the bumps: (..., k) positions from the centre -> (..., k, size) values at the pixels."""
     pixel = torch.arange(size, device=position.device, dtype=position.dtype)
     centre = (position + size // 2).unsqueeze(-1)
     if interpolation == "v0":
-        # Not relu(1 - |distance|): at an integer position the gradient is one-sided, as in the package.
-        lower = centre.detach().floor()
+        lower = centre.floor()
         fraction = centre - lower
         return torch.where(pixel == lower, 1 - fraction, 0) + torch.where(pixel == lower + 1, fraction, 0)
     if interpolation == "v1":
@@ -48,6 +47,84 @@ def _bump(position: Tensor, sigma: Tensor | None, size: int, interpolation: str)
     if interpolation == "max":
         return (width - (pixel - centre).abs()).relu()
     return torch.exp(-0.5 * ((pixel - centre) / width).square())
+
+
+def _bump_gradient(
+    upstream: Tensor, bump: Tensor, position: Tensor, sigma: Tensor | None, interpolation: str
+) -> tuple[Tensor, Tensor | None]:
+    """Gradient of `_bump`: (..., k, size) upstream -> (..., k) for positions and for sigmas, or None."""
+    size = bump.shape[-1]
+    pixel = torch.arange(size, device=position.device, dtype=position.dtype)
+    centre = (position + size // 2).unsqueeze(-1)
+    if interpolation == "v0":
+        # At an integer position one-sided, unlike the derivative of relu(1 - |distance|); as in the package.
+        lower = centre.floor()
+        slope = (pixel == lower + 1).to(bump.dtype) - (pixel == lower).to(bump.dtype)
+        return (upstream * slope).sum(-1), None
+    offset = pixel - centre
+    if interpolation == "v1":
+        return torch.where(bump > 0, upstream * offset.sign(), 0).sum(-1), None
+    assert sigma is not None
+    if interpolation == "max":
+        inside = torch.where(bump > 0, upstream, 0)
+        return (inside * offset.sign()).sum(-1), inside.sum(-1) * sigma.sign()
+    width = sigma.abs() + _MIN_SIGMA[interpolation]
+    by_offset = upstream * bump * offset
+    to_sigma = (by_offset * offset).sum(-1) / width**3 * sigma.sign()
+    return by_offset.sum(-1) / width**2, to_sigma
+
+
+class _KernelConstruction(torch.autograd.Function):
+    """The kernel and its gradient by hand, so that only weight, P and SIG are kept for backward.
+
+    With rows R (k, K0), columns C (k, K1) and w' = w / n, n = sum(R) sum(C) + eps for each element, the kernel
+    is R^T diag(w') C. Both passes are plain tensor operations, so a second derivative exists where it does.
+    """
+
+    @staticmethod
+    def forward(ctx, weight, positions, sigma, size, interpolation):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(weight, positions, sigma)
+        ctx.size, ctx.interpolation = size, interpolation
+        rows, columns, norm = _factors(positions, sigma, size, interpolation)
+        scaled = weight if norm is None else weight / norm
+        # (Cout, Cin/g, K0, k) @ (Cout, Cin/g, k, K1)
+        return (rows * scaled.unsqueeze(-1)).transpose(-1, -2) @ columns
+
+    @staticmethod
+    def backward(ctx, upstream):  # type: ignore[no-untyped-def]
+        weight, positions, sigma = ctx.saved_tensors
+        row = row_axis(ctx.interpolation)
+        rows, columns, norm = _factors(positions, sigma, ctx.size, ctx.interpolation)
+        scaled = weight if norm is None else weight / norm
+        projected = columns @ upstream.transpose(-1, -2)  # (..., k, K0)
+        to_rows = scaled.unsqueeze(-1) * projected
+        to_columns = (rows * scaled.unsqueeze(-1)) @ upstream  # (..., k, K1)
+        to_weight = (rows * projected).sum(-1)  # of w'
+        if norm is not None:
+            to_norm = -to_weight * scaled / norm
+            to_weight = to_weight / norm
+            to_rows = to_rows + (to_norm * columns.sum(-1)).unsqueeze(-1)
+            to_columns = to_columns + (to_norm * rows.sum(-1)).unsqueeze(-1)
+        ends = []
+        for axis, gradient, bump in ((row, to_rows, rows), (1 - row, to_columns, columns)):
+            width = None if sigma is None else sigma[axis]
+            ends.append(_bump_gradient(gradient, bump, positions[axis], width, ctx.interpolation))
+        if row == 1:
+            ends.reverse()
+        to_sigma = None if sigma is None else torch.stack([end[1] for end in ends])
+        return to_weight, torch.stack([end[0] for end in ends]), to_sigma, None, None
+
+
+def _factors(
+    positions: Tensor, sigma: Tensor | None, size: tuple[int, int], interpolation: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Row (..., k, K0) and column (..., k, K1) factors of the bumps, and what their weights are divided by."""
+    row = row_axis(interpolation)
+    row_sigma, column_sigma = (None, None) if sigma is None else (sigma[row], sigma[1 - row])
+    rows = _bump(positions[row], row_sigma, size[0], interpolation)
+    columns = _bump(positions[1 - row], column_sigma, size[1], interpolation)
+    norm = None if interpolation == "v0" else rows.sum(-1) * columns.sum(-1) + _NORMALISATION_EPS
+    return rows, columns, norm
 
 
 def construct_kernel(
@@ -72,15 +149,12 @@ def construct_kernel(
     """
     with torch.autocast(weight.device.type, enabled=False):
         dtype = torch.promote_types(positions.dtype, torch.float32)
-        weight, positions = weight.to(dtype), positions.to(dtype)
-        row = row_axis(interpolation)
-        sigma_row, sigma_column = (None, None) if sigma is None else (sigma[row].to(dtype), sigma[1 - row].to(dtype))
-        rows = _bump(positions[row], sigma_row, dilated_kernel_size[0], interpolation)
-        columns = _bump(positions[1 - row], sigma_column, dilated_kernel_size[1], interpolation)
-        if interpolation != "v0":
-            weight = weight / (rows.sum(-1) * columns.sum(-1) + _NORMALISATION_EPS)
-        # (Cout, Cin/g, rows, k) @ (Cout, Cin/g, k, columns)
-        return (rows * weight.unsqueeze(-1)).transpose(-1, -2) @ columns
+        sigma = None if sigma is None else sigma.to(dtype)
+        kernel = _KernelConstruction.apply(
+            weight.to(dtype), positions.to(dtype), sigma, dilated_kernel_size, interpolation
+        )
+    assert isinstance(kernel, Tensor)
+    return kernel
 
 
 class DclsConv2d(_DclsNd):

@@ -30,8 +30,13 @@ class PublishedFile:
     """Where it is published."""
     key: str
     """Entry of the file that holds the state dict."""
-    naming: str
-    """Whose parameter names it uses: `convnext`, `timm`, `metaformer` or `fastvit` (the original repositories)."""
+    size: int | None = None
+    """Bytes, once known."""
+    sha256: str | None = None
+    """Of the file, in hexadecimal, once known."""
+    swapped_axes: bool = False
+    """P (and SIG) hold row and column the other way round than `common.dcls.row_axis` says, as v0 files of
+    dcls 0.0.1 to 0.0.5 do. Nothing in a file tells; none of the authors' files listed here is such a one."""
 
 
 @dataclass(frozen=True)
@@ -77,39 +82,35 @@ _PLAIN = (
 _DCLS: dict[str, tuple[DclsSpec, PublishedFile | None]] = {
     "resnet50": (
         DclsSpec("v0", 7, 5, "3x3", weight_init="kaiming"),
-        PublishedFile(f"{ZENODO}/8373830/files/resnet_dcls_kernel_5_model_best.pth.tar", "state_dict_ema", "timm"),
+        PublishedFile(f"{ZENODO}/8373830/files/resnet_dcls_kernel_5_model_best.pth.tar", "state_dict_ema"),
     ),
     "convnext_t": (
         DclsSpec("v0", 17, 34, weight_init="trunc_normal"),
-        PublishedFile(f"{ZENODO}/7112021/files/convnext_dcls_tiny_1k_224_ema.pth", "model", "convnext"),
+        PublishedFile(f"{ZENODO}/7112021/files/convnext_dcls_tiny_1k_224_ema.pth", "model"),
     ),
     "convnext_s": (
         DclsSpec("v0", 17, 40, weight_init="trunc_normal"),
-        PublishedFile(f"{ZENODO}/7112021/files/convnext_dcls_small_1k_224_ema.pth", "model", "convnext"),
+        PublishedFile(f"{ZENODO}/7112021/files/convnext_dcls_small_1k_224_ema.pth", "model"),
     ),
     "convnext_b": (
         DclsSpec("v0", 17, 40, weight_init="trunc_normal"),
-        PublishedFile(f"{ZENODO}/7112021/files/convnext_dcls_base_1k_224_ema.pth", "model", "convnext"),
+        PublishedFile(f"{ZENODO}/7112021/files/convnext_dcls_base_1k_224_ema.pth", "model"),
     ),
     "caformer_s18": (
         DclsSpec("v1", 17, 34),
-        PublishedFile(
-            f"{ZENODO}/8370737/files/caformer_s18_v1_17lim_34el_seed0.pth.tar", "state_dict_ema", "metaformer"
-        ),
+        PublishedFile(f"{ZENODO}/8370737/files/caformer_s18_v1_17lim_34el_seed0.pth.tar", "state_dict_ema"),
     ),
     "convformer_s18": (
         DclsSpec("v1", 17, 40),
-        PublishedFile(
-            f"{ZENODO}/8370737/files/convformer_s18_v1_17lim_40el_seed0.pth.tar", "state_dict_ema", "metaformer"
-        ),
+        PublishedFile(f"{ZENODO}/8370737/files/convformer_s18_v1_17lim_40el_seed0.pth.tar", "state_dict_ema"),
     ),
     "fastvit_sa24": (
         DclsSpec("v1", 17, 34, "depthwise_7x7"),
-        PublishedFile(f"{ZENODO}/8370737/files/fastvit_sa24_v1_17lim_34el_seed0.pth.tar", "state_dict_ema", "fastvit"),
+        PublishedFile(f"{ZENODO}/8370737/files/fastvit_sa24_v1_17lim_34el_seed0.pth.tar", "state_dict_ema"),
     ),
     "fastvit_sa36": (
         DclsSpec("v1", 17, 34, "depthwise_7x7"),
-        PublishedFile(f"{ZENODO}/8370737/files/fastvit_sa36_v1_17lim_34el_seed0.pth.tar", "state_dict_ema", "fastvit"),
+        PublishedFile(f"{ZENODO}/8370737/files/fastvit_sa36_v1_17lim_34el_seed0.pth.tar", "state_dict_ema"),
     ),
     "demo": (DclsSpec("gauss", 11, 16), None),
 }
@@ -122,7 +123,7 @@ def _build_zoo() -> dict[str, ZooModel]:
         spec, published = _DCLS[plain.name]
         twin = replace(plain, name=f"{plain.name}_dcls", dcls=spec, published=published, tags=())
         zoo[twin.name] = twin
-    gauss_file = PublishedFile(f"{ZENODO}/8029747/files/convnext_dcls_gauss_tiny_1k_224_ema.pth", "model", "convnext")
+    gauss_file = PublishedFile(f"{ZENODO}/8029747/files/convnext_dcls_gauss_tiny_1k_224_ema.pth", "model")
     zoo["convnext_t_dcls_gauss"] = replace(
         zoo["convnext_t_dcls"],
         name="convnext_t_dcls_gauss",
