@@ -20,6 +20,7 @@ from torch.nn.modules.utils import _pair
 INTERPOLATIONS = ("v0", "v1", "max", "gauss")
 _NORMALISATION_EPS = 1e-7
 _MIN_SIGMA = {"max": 1.0, "gauss": 0.27}  # added to |SIG|: the narrowest bump, in pixels
+_FOURIER_FROM = 13  # side of a depthwise kernel from which its weight gradient is faster by FFT on a CPU
 # The package starts `max` at SIG = 0, where d|SIG|/dSIG = 0, and so never learns it.
 _INITIAL_SIG = {"max": 0.01, "gauss": 0.23}
 
@@ -157,6 +158,65 @@ def construct_kernel(
     return kernel
 
 
+class _DepthwiseOnCpu(torch.autograd.Function):
+    """Depthwise convolution, stride 1, zero padding, whose weight gradient goes through the Fourier transform.
+
+    The direct weight gradient of a large kernel is the slowest part of training on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx, x, kernel, bias, padding):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x, kernel)
+        ctx.padding, ctx.has_bias = padding, bias is not None
+        return F.conv2d(x, kernel, bias, 1, padding, 1, x.shape[1])
+
+    @staticmethod
+    def backward(ctx, upstream):  # type: ignore[no-untyped-def]
+        x, kernel = ctx.saved_tensors
+        to_x = to_kernel = to_bias = None
+        if ctx.needs_input_grad[0]:
+            to_x = torch.ops.aten.convolution_backward(
+                upstream, x, kernel, None, (1, 1), ctx.padding, (1, 1), False, (0, 0), x.shape[1], (True, False, False)
+            )[0]
+        if ctx.needs_input_grad[1]:
+            to_kernel = _depthwise_weight_gradient(x, upstream, kernel.shape[2:], ctx.padding).to(kernel.dtype)
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            to_bias = upstream.sum((0, 2, 3))
+        return to_x, to_kernel, to_bias, None
+
+
+def _depthwise_weight_gradient(x: Tensor, upstream: Tensor, size: torch.Size, padding: tuple[int, int]) -> Tensor:
+    """Correlate (B, C, H, W) with (B, C, H', W'), summed over the batch: (C, 1, K0, K1).
+
+    Element i of an axis is the lag i - padding; a period of at least length plus the largest lag keeps the lags
+    apart.
+    """
+    periods = []
+    for axis in (0, 1):
+        lag = max(padding[axis], size[axis] - 1 - padding[axis])
+        periods.append(_fast_length(max(x.shape[2 + axis], upstream.shape[2 + axis]) + lag))
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    spectrum = torch.fft.rfft2(upstream.to(dtype).contiguous(), s=periods).conj()
+    spectrum = (spectrum * torch.fft.rfft2(x.to(dtype).contiguous(), s=periods)).sum(0)
+    correlation = torch.fft.irfft2(spectrum, s=periods)
+    for axis in (0, 1):
+        lags = torch.arange(size[axis], device=x.device) - padding[axis]
+        correlation = correlation.index_select(1 + axis, lags.remainder(periods[axis]))
+    return correlation[:, None]
+
+
+def _fast_length(length: int) -> int:
+    """The next length whose only prime factors are 2, 3 and 5."""
+    while True:
+        rest = length
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return length
+        length += 1
+
+
 class DclsConv2d(_DclsNd):
     """2-D convolution whose k kernel elements have learnable positions; takes the place of `torch.nn.Conv2d`.
 
@@ -238,10 +298,27 @@ class DclsConv2d(_DclsNd):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, Cin, H, W) with the kernel that the present positions make."""
         kernel = self.kernel().to(self.weight.dtype)
+        if self._takes_depthwise_path(x):
+            if torch.is_autocast_enabled("cpu"):
+                half = torch.get_autocast_dtype("cpu")
+                bias = None if self.bias is None else self.bias.to(half)
+                return _DepthwiseOnCpu.apply(x.to(half), kernel.to(half), bias, self.padding)  # type: ignore[no-any-return]
+            return _DepthwiseOnCpu.apply(x, kernel, self.bias, self.padding)  # type: ignore[no-any-return]
         if self.padding_mode == "zeros":
             return F.conv2d(x, kernel, self.bias, self.stride, self.padding, 1, self.groups)
         x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         return F.conv2d(x, kernel, self.bias, self.stride, 0, 1, self.groups)
+
+    def _takes_depthwise_path(self, x: Tensor) -> bool:
+        return (
+            x.device.type == "cpu"
+            and torch.is_grad_enabled()
+            and self.groups == self.in_channels == self.out_channels
+            and self.stride == (1, 1)
+            and self.padding_mode == "zeros"
+            and min(self.dilated_kernel_size) >= _FOURIER_FROM
+            and x.ndim == 4
+        )
 
     @torch.no_grad()
     def fold(self) -> nn.Conv2d:

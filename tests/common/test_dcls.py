@@ -13,6 +13,7 @@ from DCLS.construct.modules import Dcls2d
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import dcls
 from common.dcls import INTERPOLATIONS, DclsConv2d, construct_kernel, row_axis
 
 
@@ -255,3 +256,62 @@ def test_gradcheck():
         assert torch.autograd.gradcheck(
             lambda w, p, s, i=interpolation: construct_kernel(w, p, s, (5, 7), i), (weight, positions, sigma)
         )
+
+
+@pytest.mark.parametrize("size,padding", [((17, 17), (8, 8)), ((5, 3), (0, 2)), ((4, 7), (3, 1)), ((9, 9), (0, 0))])
+@pytest.mark.parametrize("shape", [(2, 3, 14, 11), (1, 2, 7, 7), (3, 1, 9, 20)])
+def test_depthwise_path_equals_conv2d_with_all_gradients(size, padding, shape, monkeypatch):
+    monkeypatch.setattr(dcls, "_FOURIER_FROM", 1)
+    if size[0] > shape[2] + 2 * padding[0] or size[1] > shape[3] + 2 * padding[1]:
+        padding = (size[0] // 2, size[1] // 2)
+    torch.manual_seed(0)
+    channels = shape[1]
+    layer = DclsConv2d(channels, channels, 3, 1, padding, size, channels, interpolation="gauss").double()
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    found = layer(x)
+    kernel = layer.kernel().detach().requires_grad_()
+    bias = layer.bias.detach().clone().requires_grad_()
+    expected = F.conv2d(x, kernel, bias, 1, padding, 1, channels)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(expected)
+    to_x, to_kernel, to_bias = torch.autograd.grad(expected, (x, kernel, bias), upstream)
+    to_weight, to_positions = torch.autograd.grad(layer.kernel(), (layer.weight, layer.P), to_kernel)
+    found.backward(upstream)
+    for name, grad, reference in (
+        ("x", x.grad, to_x),
+        ("weight", layer.weight.grad, to_weight),
+        ("P", layer.P.grad, to_positions),
+        ("bias", layer.bias.grad, to_bias),
+    ):
+        torch.testing.assert_close(grad, reference, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_depthwise_path_under_autocast_gives_float32_gradients_to_parameters(monkeypatch):
+    monkeypatch.setattr(dcls, "_FOURIER_FROM", 1)
+    torch.manual_seed(0)
+    layer = DclsConv2d(4, 4, 3, padding=4, dilated_kernel_size=9, groups=4, interpolation="v1")
+    x = torch.randn(2, 4, 12, 12)
+    layer(x).square().mean().backward()
+    exact = {name: p.grad.clone() for name, p in layer.named_parameters()}
+    layer.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)
+        out.float().square().mean().backward()
+    assert out.dtype == torch.bfloat16
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad.dtype == torch.float32
+        assert (parameter.grad - exact[name]).norm() < 0.05 * exact[name].norm(), name
+
+
+@pytest.mark.parametrize("fourier_from", [1, 99])
+def test_second_derivatives_of_a_layer_exist(fourier_from, monkeypatch):
+    monkeypatch.setattr(dcls, "_FOURIER_FROM", fourier_from)
+    torch.manual_seed(0)
+    layer = DclsConv2d(2, 2, 3, padding=2, dilated_kernel_size=5, groups=2, interpolation="gauss").double()
+    x = torch.randn(1, 2, 6, 6, dtype=torch.float64, requires_grad=True)
+    parameters = {name: p.detach().clone().requires_grad_() for name, p in layer.named_parameters()}
+
+    def energy(x, *values):
+        return torch.func.functional_call(layer, dict(zip(parameters, values)), (x,)).pow(3).sum()
+
+    assert torch.autograd.gradgradcheck(energy, (x, *parameters.values()))

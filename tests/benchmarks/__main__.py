@@ -1,0 +1,52 @@
+"""`python -m tests.benchmarks [NAME ...]`: run benchmarks and put their tables into RESULTS.md.
+
+A table stands between markers and is replaced when its benchmark runs again on the same kind of device.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import sys
+from datetime import date
+from pathlib import Path
+
+from common.atomic import write_text
+from tests.benchmarks.harness import device, machine
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "RESULTS.md"
+
+
+def main() -> int:
+    """Run the named benchmarks, or all of them."""
+    known = sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
+    names = sys.argv[1:] or known
+    if unknown := [name for name in names if name not in known]:
+        print(f"unknown benchmark {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    for name in names:
+        module = importlib.import_module(f"tests.benchmarks.bench_{name}")
+        print(f"{module.TITLE} ...", flush=True)
+        table = module.run()
+        print(table)
+        put(f"{name}-{device().type}", module.TITLE, module.GOAL, table)
+    return 0
+
+
+def put(key: str, title: str, goal: str, table: str) -> None:
+    """Place a benchmark's table in RESULTS.md."""
+    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Benchmarks\n"
+    command = shlex.join(["python", "-m", "tests.benchmarks", key.rpartition("-")[0]])
+    section = (
+        f"<!-- {key} -->\n## {title}\n\n{goal}\n\nMeasured on {date.today()}: {machine()}. `{command}`. "
+        f"Times are medians (quartiles) of alternating runs, in ms.\n\n{table}\n<!-- end {key} -->\n"
+    )
+    pattern = re.compile(rf"<!-- {re.escape(key)} -->.*?<!-- end {re.escape(key)} -->\n", re.DOTALL)
+    text = pattern.sub(lambda _: section, text) if pattern.search(text) else f"{text}\n{section}"
+    write_text(RESULTS, text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
