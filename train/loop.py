@@ -1,0 +1,264 @@
+"""The training loop: record -> batch -> loss -> update -> clamp -> average -> figures -> snapshot."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.surgery import clamp_positions
+from common.transform import ModelTransform
+from train.augment import BatchMixing
+from train.averaging import average_buffers
+from train.batches import BatchSource, SampleOrder, TrainingSampler, load, to_input
+from train.configure import accumulation, as_dict
+from train.monitor import Clock, Monitor
+from train.objective import Repulsion, classification_loss, correct, first_not_finite
+from train.optimizers import Schedule, set_learning_rates
+from train.run_folder import RunFolder
+from train.settings import Settings
+from train.state import TrainState, clean_snapshots, save_snapshot
+from train.stopping import Stop, StopListener
+from train.validation import Scores, validate
+from train.watch import Watch
+
+log = logging.getLogger("train")
+
+# Sums on the device since the last log point.
+METERS = ("loss", "repulsion", "correct", "images", "grad_norm", "updates")
+
+
+@dataclass
+class Session:
+    """All that the loop works with."""
+
+    settings: Settings
+    accelerator: Accelerator
+    state: TrainState
+    wrapped: nn.Module
+    """The model as Accelerate wrapped it; `state.model` is the same without."""
+    schedule: Schedule
+    train_source: BatchSource
+    val_source: BatchSource
+    transform: ModelTransform
+    folder: RunFolder
+    monitor: Monitor
+    watch: Watch
+
+
+def train(session: Session) -> tuple[Stop, dict[str, Scores]]:
+    """Train to the end of the schedule, or until the ranks agree to stop.
+
+    Returns:
+        Why it stopped early (`Stop.NO` at the end), and the last validation's scores by kind of weights.
+
+    Raises:
+        UserError: the loss is not finite, or a picture cannot be loaded.
+    """
+    settings, accelerator, state = session.settings, session.accelerator, session.state
+    progress, monitor, device = state.progress, session.monitor, accelerator.device
+    rank, world = accelerator.process_index, accelerator.num_processes
+    accumulate = accumulation(settings, world)
+
+    # --- data: this process's micro-batches, from the present update to the end
+    order = SampleOrder(session.train_source, settings.seed, settings.augment.repeats)
+    sampler = TrainingSampler(order, progress.update, progress.total, settings.batch_size, accumulate, rank, world)
+    batches = load(session.train_source, sampler, settings, device.type == "cuda")
+    mixing = BatchMixing(settings, session.train_source.num_classes, rank)
+    repulsion = Repulsion(state.model, settings.positions)
+
+    # --- what happens when
+    validations = _Every(settings.log.validate_every, progress.exact_epoch)
+    pictures = _Every(settings.log.pictures_every, progress.exact_epoch)
+    last_snapshot = time.monotonic()
+    scores: dict[str, Scores] = {}
+    bad = torch.full((), -1, dtype=torch.long, device=device)  # first update whose loss was not finite
+    listener = StopListener()
+    clock = Clock(progress.seconds)
+    logged = progress.update, clock.seconds, clock.waiting
+
+    try:
+        session.wrapped.train()
+        while progress.update < progress.total:
+            update, epoch = progress.update, progress.epoch
+            lr = session.schedule(update)
+            set_learning_rates(state.optimizer, lr)
+
+            # --- gradient: the mean over the micro-batches of all processes
+            for micro in range(accumulate):
+                with clock.data():
+                    batch = next(batches)
+                images = to_input(batch.images, session.transform, device, settings.channels_last)
+                images, targets = mixing(images, batch.labels.to(device, non_blocking=True), update, micro)
+                if update == 0 and micro == 0:
+                    with clock.paused():
+                        session.watch.first_batch(images)
+                last = micro == accumulate - 1
+                with contextlib.nullcontext() if last else accelerator.no_sync(session.wrapped):
+                    logits = session.wrapped(images)
+                    loss = classification_loss(logits, targets, settings.loss)
+                    penalty = repulsion(epoch) if last else None
+                    accelerator.backward(loss / accumulate + (0 if penalty is None else penalty))
+                with torch.no_grad():
+                    bad = first_not_finite(bad, loss, update)
+                    count = loss.new_tensor(len(targets))
+                    state.meters[:4] += torch.stack(
+                        [loss * count, penalty if penalty is not None else loss * 0, correct(logits, targets), count]
+                    )
+
+            # --- update: step, clamp, average
+            norm = _clip(session)
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            clamp_positions(state.model)
+            if state.ema:
+                state.ema.update()
+            state.meters[4:] += torch.stack([norm, torch.ones_like(norm)])
+            progress.update += 1
+            monitor.advance()
+
+            # --- decisions that all ranks share
+            done = progress.update == progress.total
+            every, minutes = settings.snapshots.every_updates, settings.snapshots.every_minutes
+            due = every is not None and progress.update % every == 0
+            late = minutes is not None and time.monotonic() - last_snapshot > 60 * minutes
+            stop, due = listener.agree(due or late)
+            due = due or stop is not Stop.NO
+            validation_due = validations.due(progress.exact_epoch) or done
+            pictures_due = pictures.due(progress.exact_epoch) or done
+
+            # --- figures: the only place where the host waits for the device
+            if done or due or validation_due or progress.update % settings.log.every == 0:
+                _stop_if_not_finite(bad, session)
+            if done or progress.update % settings.log.every == 0:
+                logged = _log_training(session, lr, clock, logged)
+            with clock.paused():
+                if validation_due:
+                    scores = _validate(session)
+                if pictures_due:
+                    session.watch.positions(progress.update, state.model)
+                progress.seconds = clock.seconds
+                if due or done:
+                    save_snapshot(session.folder.snapshots, state, as_dict(settings), rank)
+                    last_snapshot = time.monotonic()
+                    if accelerator.is_main_process:
+                        keep = settings.snapshots
+                        clean_snapshots(session.folder.snapshots, keep.keep_last, keep.keep_every)
+            if stop is not Stop.NO and not done:
+                return stop, scores
+        return Stop.NO, scores or _validate(session)
+    finally:
+        batches.close()  # ends the loader's processes
+        listener.close()
+
+
+class _Every:
+    """Tells when another so many epochs have passed."""
+
+    def __init__(self, epochs: float, now: float) -> None:
+        self.epochs, self.passed = epochs, self._count(now, epochs)
+
+    @staticmethod
+    def _count(now: float, epochs: float) -> int:
+        return int(now / epochs + 1e-9) if epochs > 0 else 0
+
+    def due(self, now: float) -> bool:
+        """Whether one passed since the last call."""
+        before, self.passed = self.passed, self._count(now, self.epochs)
+        return self.passed > before
+
+
+def _clip(session: Session) -> Tensor:
+    """Clip the gradient if the recipe says so; returns its norm before, on the device."""
+    parameters = [p for p in session.state.model.parameters() if p.grad is not None]
+    largest = session.settings.optim.clip_grad
+    session.accelerator.unscale_gradients(session.state.optimizer)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if largest is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm
+
+
+def _stop_if_not_finite(bad: Tensor, session: Session) -> None:
+    found = session.accelerator.gather(bad.view(1)).tolist()
+    if max(found) < 0:
+        return
+    first = min(update for update in found if update >= 0)
+    ranks = [rank for rank, update in enumerate(found) if update == first]
+    raise UserError(
+        f"the loss is not finite in update {first + 1}, rank {ranks[0]}"
+        + (f" (and {len(ranks) - 1} more)" if len(ranks) > 1 else "")
+        + f". The last good snapshot stays in {session.folder.snapshots}; try a lower optim.lr, a longer warm-up, "
+        "optim.clip_grad=1 or precision=fp32, and resume=auto"
+    )
+
+
+def _log_training(
+    session: Session, lr: float, clock: Clock, logged: tuple[int, float, float]
+) -> tuple[int, float, float]:
+    """Report the means since the last log point and begin anew."""
+    state, progress = session.state, session.state.progress
+    sums = session.accelerator.reduce(state.meters.clone(), "sum").tolist()
+    state.meters.zero_()
+    total = dict(zip(METERS, sums))
+    updates = total["updates"]
+    now = progress.update, clock.seconds, clock.waiting
+    ran, seconds, waited = (b - a for a, b in zip(logged, now))
+    loss = total["loss"] / total["images"]
+    values = {"train/loss": loss}
+    if session.settings.positions.repulsion:
+        values["train/repulsion"] = total["repulsion"] / updates
+        values["train/total"] = loss + values["train/repulsion"]
+    values |= {
+        "train/top1": total["correct"] / total["images"],
+        "train/grad_norm": total["grad_norm"] / updates,
+        "lr/weights": lr,
+    }
+    if any(group["kind"] == "positions" for group in state.optimizer.param_groups):
+        values["lr/positions"] = lr * session.settings.positions.lr_scale
+    speed = {
+        "speed/images_per_second": ran * progress.global_batch / max(seconds, 1e-9),
+        "speed/data_share": waited / max(seconds, 1e-9),
+        "speed/memory_gib": _memory(session.accelerator.device),
+    }
+    session.monitor.scalars(progress.update, progress.exact_epoch, {**values, **speed})
+    left = (progress.total - progress.update) * seconds / max(ran, 1)
+    shown = {"loss": loss, "top-1": values["train/top1"], "lr": lr}
+    shown |= {"images/s": speed["speed/images_per_second"], "waiting for data": speed["speed/data_share"]}
+    session.monitor.line(progress.update, progress.exact_epoch, shown, left)
+    return now
+
+
+def _memory(device: torch.device) -> float:
+    """Largest memory in use so far, in GiB: the GPU's, or this process's on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _validate(session: Session) -> dict[str, Scores]:
+    """Score raw and averaged weights, with BatchNorm statistics averaged over the processes."""
+    state, progress = session.state, session.state.progress
+    models = {"raw": state.model, **({"ema": state.ema.model} if state.ema else {})}
+    average_buffers(*models.values())
+    scores = validate(models, session.val_source, session.settings, session.transform, session.accelerator)
+    chosen = scores[session.settings.publish_weights]
+    if chosen.top1 > progress.best_top1:
+        progress.best_top1, progress.best_update = chosen.top1, progress.update
+    values = {f"val_{kind}/{name}": value for kind, s in scores.items() for name, value in vars(s).items()}
+    values = {name: value for name, value in values.items() if not name.endswith("/images")}
+    moved = session.watch.displacement(state.model)
+    if moved is not None:
+        values["positions/mean_displacement_px"] = moved
+    session.monitor.scalars(progress.update, progress.exact_epoch, values)
+    shown = {f"{kind} top-1": s.top1 for kind, s in scores.items()} | {f"{k} loss": s.loss for k, s in scores.items()}
+    session.monitor.line(progress.update, progress.exact_epoch, {**shown, "on images": float(chosen.images)})
+    return scores

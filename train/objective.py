@@ -1,0 +1,52 @@
+"""What is minimised: the classification loss, and the square of the repulsive loss where the recipe adds it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.errors import UserError
+from common.surgery import position_groups, repulsive_loss
+from train.settings import LossSettings, PositionSettings
+
+
+def classification_loss(logits: Tensor, targets: Tensor, loss: LossSettings) -> Tensor:
+    """Mean loss of a batch.
+
+    Args:
+        logits: (B, C).
+        targets: (B, C), soft; mixing and label smoothing are in them already.
+        loss: `cross_entropy`, or `bce` averaged over classes too, as timm does for the recipes of arXiv 2110.00476.
+    """
+    if loss.kind == "cross_entropy":
+        return F.cross_entropy(logits, targets)
+    if loss.bce_threshold is not None:
+        targets = (targets > loss.bce_threshold).to(targets.dtype)
+    return F.binary_cross_entropy_with_logits(logits, targets)
+
+
+class Repulsion:
+    """The repulsive term, L_rep squared, from the recipe's epoch on; not even computed before."""
+
+    def __init__(self, model: nn.Module, positions: PositionSettings) -> None:
+        if positions.repulsion and not position_groups(model):
+            raise UserError("positions.repulsion=true, but the model has no DCLS layers; take a _dcls model or false")
+        self.model, self.on, self.from_epoch = model, positions.repulsion, positions.repulsion_from_epoch
+
+    def __call__(self, epoch: int) -> Tensor | None:
+        """L_rep squared, with its graph to the positions, or None."""
+        if not self.on or epoch < self.from_epoch:
+            return None
+        return repulsive_loss(self.model).square()
+
+
+def correct(logits: Tensor, targets: Tensor) -> Tensor:
+    """How many pictures of a batch have their largest logit where the target is largest."""
+    return (logits.argmax(1) == targets.argmax(1)).sum()
+
+
+def first_not_finite(seen: Tensor, loss: Tensor, update: int) -> Tensor:
+    """The first update with a loss that is not finite, or -1, kept on the device without waiting for it."""
+    bad = ~torch.isfinite(loss)
+    return torch.where((seen < 0) & bad, torch.full_like(seen, update), seen)

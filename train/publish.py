@@ -1,0 +1,149 @@
+"""From a run to a checkpoint folder, and to the hub: `python -m train.publish RUN --name NAME [--hub ORG/NAME]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from common.checkpoint import CheckpointConfig, save_checkpoint
+from common.entry import run_command
+from common.errors import UserError
+from common.weights import load_state
+from common.zoo import create_model, lookup
+from train.augment import model_transform
+from train.averaging import process_buffers
+from train.configure import as_dict, dcls_spec
+from train.monitor import figure_pixels, save_png
+from train.pictures import curve_figure
+from train.run_folder import RunFolder
+from train.settings import Settings
+from train.state import mean_of, read_newest
+
+_LOCAL = ("run_dir", "runs_dir", "checkpoints_dir", "resume")
+
+
+def publish_run(run: Path, name: str, checkpoints: Path) -> Path:
+    """Write the checkpoint folder of a run's newest snapshot.
+
+    BatchNorm statistics are the mean over the processes. Settings that only name places on one machine are left
+    out of the published recipe.
+
+    Returns:
+        The folder, `checkpoints/name`.
+
+    Raises:
+        UserError: no such run, or nothing whole in it.
+    """
+    folder = RunFolder(run)
+    settings, command = _read_settings(folder)
+    content, record, _ = read_newest(folder.snapshots)
+    spec = dcls_spec(settings)
+    model = create_model(settings.model, settings.num_classes, dcls=spec, **settings.model_args)
+    averaged = settings.publish_weights == "ema"
+    load_state(model, content["ema"]["model"] if averaged else content["model"], str(run))
+    for i, buffer in enumerate(process_buffers(model)):
+        buffer.copy_(mean_of(content["processes"], "ema_buffers" if averaged else "buffers", i))
+    recipe = {key: value for key, value in as_dict(settings).items() if key not in _LOCAL}
+    for key in ("root", "val_root"):
+        recipe["data"].pop(key)
+    config = CheckpointConfig(
+        model=settings.model,
+        num_classes=int(settings.num_classes or lookup(settings.model).num_classes),
+        transform=model_transform(settings),
+        dcls=spec,
+        model_args=settings.model_args,
+        classes=json.loads(folder.classes.read_text()) if folder.classes.is_file() else None,
+        recipe=recipe,
+        metrics=_metrics(folder, record),
+        command=command,
+        license=settings.license,
+    )
+    save_checkpoint(checkpoints / name, model, config, _pictures(folder))
+    return checkpoints / name
+
+
+def upload(checkpoint: Path, repository: str) -> str:
+    """Upload a checkpoint folder to the Hugging Face hub; returns its address.
+
+    The token comes from the environment (HF_TOKEN, or what `hf auth login` keeps) and is never written anywhere.
+
+    Raises:
+        UserError: the hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=checkpoint)
+    except (HfHubHTTPError, LocalTokenNotFoundError, OSError, ValueError) as error:
+        reason = str(error).replace(os.environ.get("HF_TOKEN") or "\0", "***").splitlines()[0][:200]
+        raise UserError(
+            f"{repository} was not uploaded ({type(error).__name__}: {reason}); {checkpoint} is written. Log in with "
+            "`hf auth login` or set HF_TOKEN to a token that may write there"
+        ) from None
+    return f"https://huggingface.co/{repository}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m train.publish`."""
+    parser = argparse.ArgumentParser(prog="python -m train.publish", description="Publish a run's newest snapshot.")
+    parser.add_argument("run", type=Path, help="runs/NAME/TIME")
+    parser.add_argument("--name", required=True, help="name of the checkpoint")
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), help="its folder (%(default)s)")
+    parser.add_argument("--hub", metavar="ORG/NAME", help="also upload it to this repository of the hub")
+    options = parser.parse_args(argv)
+    folder = publish_run(options.run, options.name, options.checkpoints)
+    print(folder)
+    if options.hub:
+        print(upload(folder, options.hub))
+    return 0
+
+
+def _read_settings(folder: RunFolder) -> tuple[Settings, str]:
+    """A run's resolved settings and its command."""
+    if not folder.config.is_file():
+        raise UserError(f"{folder.path} is no run: it has no config.yaml; give runs/NAME/TIME")
+    text = folder.config.read_text(encoding="utf-8")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Settings), yaml.safe_load(text))
+        settings = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"{folder.config} cannot be read: {str(error).splitlines()[0]}") from error
+    assert isinstance(settings, Settings)
+    first = text.partition("\n")[0]
+    return settings, first.removeprefix("# ") if first.startswith("# ") else ""
+
+
+def _metrics(folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
+    """Figures of a finished run, or the last validation of one that was stopped."""
+    if folder.summary.is_file():
+        return json.loads(folder.summary.read_text(encoding="utf-8"))["metrics"]
+    done = {"updates": record["progress"]["update"], "stopped_early": True}
+    for line in reversed(folder.read_metrics()):
+        if any(key.startswith("val_") for key in line):
+            return {key: value for key, value in line.items() if key.startswith(("val_", "positions/"))} | done
+    return done
+
+
+def _pictures(folder: RunFolder) -> dict[str, bytes]:
+    """The curve, and what was drawn of positions and kernels, by file name."""
+    lines = folder.read_metrics()
+    if lines:
+        save_png(folder.pictures / "curve.png", figure_pixels(curve_figure(lines)))
+    found = [folder.pictures / f"{stem}.png" for stem in ("curve", "positions", "displacement", "kernels")]
+    return {path.name: path.read_bytes() for path in found if path.is_file()}
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,130 @@
+"""The folder of a run: which one, what lies in it, and where a resumed run continues.
+
+config.yaml   classes.json   metrics.jsonl   train.log   summary.json   initial_positions.safetensors
+snapshots/update_NNNNNNNN/    tensorboard/    pictures/
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.atomic import write_text
+from common.errors import UserError
+from train.settings import Settings
+from train.state import list_snapshots
+
+
+@dataclass
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def snapshots(self) -> Path:
+        """Folder of snapshots."""
+        return self.path / "snapshots"
+
+    @property
+    def config(self) -> Path:
+        """Resolved settings and the command."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """Every scalar, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def initial_positions(self) -> Path:
+        """DCLS positions before the first update."""
+        return self.path / "initial_positions.safetensors"
+
+    @property
+    def classes(self) -> Path:
+        """Class names, where known."""
+        return self.path / "classes.json"
+
+    @property
+    def summary(self) -> Path:
+        """Figures at the end."""
+        return self.path / "summary.json"
+
+    @property
+    def pictures(self) -> Path:
+        """PNG files for the card."""
+        return self.path / "pictures"
+
+    def start(self, settings: dict[str, Any], command: str, classes: list[str] | None) -> None:
+        """Create the folder of a new run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.config, f"# {command}\n" + yaml.safe_dump(settings, sort_keys=False))
+        if classes:
+            write_text(self.classes, json.dumps(classes))
+
+    def turn_back(self, update: int) -> None:
+        """Forget what a stopped run wrote after the snapshot of `update`, so that no curve has a trace of it."""
+        for place in list_snapshots(self.snapshots):
+            if int(place.name.removeprefix("update_")) > update:
+                shutil.rmtree(place)
+        if self.metrics.is_file():
+            lines = [line for line in self.metrics.read_text().splitlines() if _update_of(line) <= update]
+            write_text(self.metrics, "".join(f"{line}\n" for line in lines))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()] if self.metrics.is_file() else []
+
+
+def _update_of(line: str) -> float:
+    try:
+        return json.loads(line)["update"]
+    except (ValueError, KeyError):
+        return float("inf")  # the line that a killed run was writing
+
+
+def new_run(settings: Settings) -> RunFolder:
+    """The folder of a run that starts anew.
+
+    Raises:
+        UserError: `run_dir` holds a run already.
+    """
+    if settings.run_dir is not None:
+        path = Path(settings.run_dir)
+        if (path / "config.yaml").exists():
+            raise UserError(f"run_dir={path} holds a run already; continue it with resume=auto, or name another folder")
+        return RunFolder(path)
+    parent = Path(settings.runs_dir) / str(settings.name)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = next(p for i in range(1000) if not (p := parent / (f"{stamp}-{i}" if i else stamp)).exists())
+    return RunFolder(path)
+
+
+def run_to_resume(settings: Settings) -> tuple[RunFolder, Path | None] | None:
+    """The run that `resume` means, and the snapshot if it names one; None to start anew.
+
+    Raises:
+        UserError: `resume` names a path without snapshots.
+    """
+    if settings.resume == "none":
+        return None
+    if settings.resume == "auto":
+        if settings.run_dir is not None:
+            runs = [Path(settings.run_dir)]
+        else:
+            runs = sorted((Path(settings.runs_dir) / str(settings.name)).glob("*/"))
+        left = [run for run in runs if list_snapshots(run / "snapshots")]
+        return (RunFolder(left[-1]), None) if left else None
+    path = Path(settings.resume)
+    if (path / "state.json").is_file():
+        return RunFolder(path.parent.parent), path
+    if list_snapshots(path / "snapshots"):
+        return RunFolder(path), None
+    raise UserError(f"resume={path}: no run or snapshot there; give runs/NAME/TIME, a snapshot in it, `auto` or `none`")

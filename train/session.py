@@ -1,0 +1,292 @@
+"""A run from its command line to its published checkpoint.
+
+Initial values, in this order: the model's own initialisation from `seed`; published weights of the plain model if
+`pretrained`; the snapshot if `resume` finds one, which replaces everything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast_object_list
+
+from common.atomic import write_text
+from common.errors import UserError
+from common.zoo import create_model
+from train.augment import model_transform
+from train.averaging import Ema
+from train.batches import BatchSource, LocalError, open_data
+from train.configure import accumulation, as_dict, dcls_spec, load_settings
+from train.displacement import load_positions, positions_of, save_positions
+from train.loop import METERS, Session, train
+from train.monitor import Monitor, duration, set_up_logging, table
+from train.optimizers import Schedule, create_optimizer
+from train.publish import publish_run
+from train.randomness import key_seed
+from train.run_folder import RunFolder, new_run, run_to_resume
+from train.settings import Settings
+from train.state import Progress, TrainState, read_newest, read_snapshot
+from train.stopping import Stop, requeue
+from train.validation import Scores
+from train.watch import Watch
+
+log = logging.getLogger("train")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what the arguments ask for; returns 0.
+
+    Raises:
+        UserError: it cannot be done.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    settings = load_settings(arguments)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    accelerator = _accelerator(settings)
+    set_up_logging(accelerator.process_index)
+    command = shlex.join(["python", "train/main.py", *arguments])
+    session = _build(settings, accelerator, command)
+    try:
+        stop, scores = train(session)
+        if stop is Stop.NO:
+            _finish(session, scores)
+        else:
+            progress = session.state.progress
+            log.info("stopped after update %d; snapshot in %s", progress.update, session.folder.snapshots)
+            if stop is Stop.REQUEUE and accelerator.is_main_process:
+                log.info(requeue())
+    except LocalError as error:
+        if not accelerator.is_main_process:  # the others know nothing of it
+            print(f"error: {error}", file=sys.stderr)
+        raise
+    finally:
+        session.monitor.close()
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return 0
+
+
+# --- building -------------------------------------------------------------------------------------------------
+
+
+def _accelerator(settings: Settings) -> Accelerator:
+    if settings.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("precision=fp16 needs a GPU; take precision=bf16 or fp32")
+    precision = "no" if settings.precision == "fp32" else settings.precision
+    # Every rank keeps its own BatchNorm statistics while training; they are averaged for validation.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp])
+    plain = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    if accelerator.distributed_type not in plain:
+        raise UserError(
+            f"{accelerator.distributed_type.value} is not supported: the layers of a stage share one tensor of "
+            "positions, which sharding would split or copy, and clamping and the average of the weights need whole "
+            "tensors. These models fit on one device: launch with plain data parallelism (accelerate launch "
+            "--multi_gpu), and raise accumulation by a smaller batch_size"
+        )
+    return accelerator
+
+
+def _build(settings: Settings, accelerator: Accelerator, command: str) -> Session:
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    accumulate = accumulation(settings, world)
+
+    # --- data
+    train_source, val_source = open_data(settings)
+    if settings.num_classes is None:
+        settings.num_classes = train_source.num_classes
+
+    # --- model, its average, and what it starts from
+    torch.manual_seed(settings.seed)
+    spec = dcls_spec(settings)
+    model = create_model(
+        settings.model, settings.num_classes, dcls=spec, pretrained=settings.pretrained, **settings.model_args
+    )
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    model.to(memory_format=layout).to(device)
+    ema = Ema(model, settings.ema.decay, settings.ema.warmup) if settings.ema.decay is not None else None
+    initial = positions_of(model)
+
+    # --- optimiser and schedule
+    optimizer = create_optimizer(model, settings.optim, settings.positions, device)
+    schedule = Schedule(
+        settings.schedule,
+        settings.optim.lr,
+        settings.epochs,
+        len(train_source) / settings.global_batch,
+        settings.updates,
+    )
+    if settings.compile:
+        model.compile()  # in place, so that no name gets a prefix
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    progress = Progress(schedule.updates, settings.seed, len(train_source), settings.global_batch, world)
+    meters = torch.zeros(len(METERS), device=device)
+    state = TrainState(progress, model, optimizer, ema, accelerator.scaler, meters)
+
+    # --- a new run, or one to continue
+    torch.manual_seed(key_seed(settings.seed, rank) % 2**63)  # drop path and dropout differ between ranks
+    folder, snapshot, resuming = _choose_folder(settings, accelerator)
+    if resuming:
+        _resume(state, folder, snapshot, settings, rank)
+        initial = load_positions(folder.initial_positions) or initial
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        if resuming:
+            folder.turn_back(progress.update)
+        else:
+            folder.start(as_dict(settings), command, train_source.classes)
+            save_positions(folder.initial_positions, initial)
+
+    # --- reports
+    monitor = Monitor(folder, accelerator.is_main_process, progress.total, progress.update, settings.log.tensorboard)
+    transform = model_transform(settings)
+    watch = Watch(monitor, transform, initial)
+    _announce(settings, state, folder, train_source, val_source, accumulate, device, resuming)
+    if not resuming:
+        monitor.text("settings", yaml.safe_dump(as_dict(settings), sort_keys=False))
+        monitor.text("command", command)
+        watch.positions(0, model)
+    return Session(
+        settings, accelerator, state, wrapped, schedule, train_source, val_source, transform, folder, monitor, watch
+    )
+
+
+def _choose_folder(settings: Settings, accelerator: Accelerator) -> tuple[RunFolder, Path | None, bool]:
+    """The run's folder, the snapshot that `resume` names, and whether it goes on; one answer for all ranks."""
+    answer: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = run_to_resume(settings)
+            answer = [(*found, True) if found else (new_run(settings), None, False)]
+        except UserError as error:
+            answer = [error]
+    broadcast_object_list(answer)
+    if isinstance(answer[0], UserError):
+        raise answer[0]
+    return answer[0]
+
+
+def _resume(state: TrainState, folder: RunFolder, snapshot: Path | None, settings: Settings, rank: int) -> None:
+    """Take on a snapshot; every rank reads it.
+
+    Raises:
+        UserError: none is whole, or it belongs to other data or another model.
+    """
+    if snapshot is None:
+        content, record, snapshot = read_newest(folder.snapshots)
+    else:
+        content, record = read_snapshot(snapshot)
+    before, now = Progress(**record["progress"]), state.progress
+    for name in ("seed", "images", "global_batch"):
+        old, new = getattr(before, name), getattr(now, name)
+        if old != new:
+            raise UserError(
+                f"{snapshot} was made with {name}={old}, this run has {new}; the order of the data would be another. "
+                "Resume with the old value, or start anew with resume=none"
+            )
+    now.update, now.seconds = before.update, before.seconds
+    now.best_top1, now.best_update = before.best_top1, before.best_update
+    state.restore(content, rank, str(snapshot))
+    log.info("continuing %s after update %d (%s)", folder.path, now.update, snapshot.name)
+    if before.processes != now.processes:
+        log.warning(
+            "the snapshot was made with %d process(es), now there are %d. The order of the data changes: an update sees "
+            "the same pictures, but split in another way, with other mixing and BatchNorm statistics: its loss differs",
+            before.processes,
+            now.processes,
+        )
+    changed = _differences(record["settings"], as_dict(settings))
+    if changed:
+        log.warning("settings differ from the snapshot's: %s", ", ".join(changed))
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Settings that may change the result and differ, as `key old -> new`."""
+    neutral = {"resume", "run_dir", "runs_dir", "checkpoints_dir", "publish", "log", "snapshots", "workers", "prefetch"}
+    found = []
+    for key in sorted((old.keys() | new.keys()) - neutral):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} {a} -> {b}")
+    return found
+
+
+def _announce(
+    settings: Settings,
+    state: TrainState,
+    folder: RunFolder,
+    train_source: BatchSource,
+    val_source: BatchSource,
+    accumulate: int,
+    device: torch.device,
+    resuming: bool,
+) -> None:
+    progress = state.progress
+    count = sum(p.numel() for p in state.model.parameters())
+    rows = [
+        ("run", str(folder.path)),
+        ("model", f"{settings.model}, {count / 1e6:.2f} M parameters, {settings.num_classes} classes"),
+        ("data", f"{settings.data.source}: {len(train_source)} to train, {len(val_source)} to validate"),
+        ("length", f"{progress.total} updates, {progress.total * progress.global_batch / progress.images:.1f} epochs"),
+        (
+            "update",
+            f"{progress.global_batch} pictures = {progress.processes} process(es) x {accumulate} x "
+            f"{settings.batch_size}, {settings.precision}, {device.type}",
+        ),
+    ]
+    log.info("%s\n%s", "resumed run" if resuming else "new run", table(rows))
+
+
+# --- the end --------------------------------------------------------------------------------------------------
+
+
+def _finish(session: Session, scores: dict[str, Scores]) -> None:
+    """Write the summary, publish, and say what was reached and how to evaluate it."""
+    if not session.accelerator.is_main_process:
+        return
+    settings, state, folder = session.settings, session.state, session.folder
+    progress = state.progress
+    chosen = scores[settings.publish_weights]
+    metrics: dict[str, Any] = {"top1": chosen.top1, "top5": chosen.top5, "loss": chosen.loss}
+    metrics |= {"val_images": chosen.images, "weights": settings.publish_weights}
+    if len(scores) > 1:
+        metrics |= {f"top1_{kind}": s.top1 for kind, s in scores.items()}
+    moved = session.watch.displacement(state.model)
+    if moved is not None:
+        metrics["mean_displacement_px"] = moved
+    metrics |= {"epochs": progress.exact_epoch, "updates": progress.update, "train_seconds": round(progress.seconds, 1)}
+    write_text(
+        folder.summary, json.dumps({"metrics": metrics, "scores": {k: asdict(s) for k, s in scores.items()}}, indent=2)
+    )
+    session.monitor.hyperparameters(
+        {"model": settings.model, "lr": settings.optim.lr, "optimizer": settings.optim.name, "seed": settings.seed},
+        {"top1": chosen.top1, "loss": chosen.loss},
+    )
+    rows = [(f"top-1, {kind} weights", f"{100 * s.top1:.2f} % of {s.images}") for kind, s in scores.items()]
+    rows += [(f"loss, {kind} weights", f"{s.loss:.4f}") for kind, s in scores.items()]
+    if progress.best_top1 > chosen.top1:
+        rows.append(("best top-1 on the way", f"{100 * progress.best_top1:.2f} % (update {progress.best_update})"))
+    if moved is not None:
+        rows.append(("positions moved by", f"{moved:.2f} px on average"))
+    rows.append(("training time", duration(progress.seconds)))
+    rows.append(("images/s", f"{progress.update * progress.global_batch / max(progress.seconds, 1e-9):.0f}"))
+    rows.append(("run", str(folder.path)))
+    if settings.publish:
+        published = publish_run(folder.path, str(settings.name), Path(settings.checkpoints_dir))
+        data = "--data scenes" if settings.data.source == "scenes" else "--data clickme --data-root /clickme"
+        rows.append(("checkpoint", str(published)))
+        rows.append(("evaluate it", f"python -m evaluate --ckpt {published} {data}"))
+    log.info("done\n%s", table(rows))

@@ -1,0 +1,187 @@
+"""Shards: parquet files and webdataset tars, read picture by picture, in an order that stays within a shard.
+
+An epoch takes shards in a random order, blocks of pictures in a random order within their shard, and pictures in
+a random order within their block, so that reading stays nearly sequential. Since every picture has an index,
+ranks and workers take batches of one common order: uneven shards make nobody wait, no picture is lost or
+doubled, and a run resumes at the very sample. Pictures of a global batch come from few shards, so shards should
+be made of shuffled pictures, as those of ImageNet on the hub are.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import tarfile
+from bisect import bisect_right
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from common.errors import UserError
+from train.settings import DataSettings
+from train.sources import SUFFIXES, Record, Records, hold_out
+
+_TAR_BLOCK = 256  # pictures
+
+
+class Shard(Protocol):
+    """One file of pictures."""
+
+    blocks: list[int]
+    """Pictures in each block that is read together."""
+    classes: list[str] | None
+    """Class names, if the file tells."""
+
+    def read(self, index: int) -> Record:
+        """The picture of an index within the shard."""
+
+
+class ParquetShard:
+    """A parquet file with a column of encoded pictures (bytes, or a struct with `bytes`) and one of labels."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            with pq.ParquetFile(path) as file:
+                schema, metadata = file.schema_arrow, file.metadata
+                self.blocks = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{path} is not a readable parquet file: {str(error)[:150]}") from error
+        self.starts = [0, *accumulate(self.blocks)]
+        self.picture = _column(schema, path, "pictures", lambda t: pa.types.is_struct(t) or pa.types.is_binary(t))
+        self.label = _column(schema, path, "labels", pa.types.is_integer)
+        self.classes = _class_names(schema, self.label)
+
+    def read(self, index: int) -> Record:
+        """See `Shard`."""
+        block = bisect_right(self.starts, index) - 1
+        pictures, labels = _read_row_group(self.path, block, self.picture, self.label)
+        row = index - self.starts[block]
+        picture: Any = pictures[row].as_py()
+        content = picture["bytes"] if isinstance(picture, dict) else picture
+        return Record(content, int(labels[row].as_py()), f"{self.path}, row {index}")
+
+
+@lru_cache(maxsize=4)  # a batch lies in few row groups
+def _read_row_group(path: str, block: int, picture: str, label: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    with pq.ParquetFile(path) as file:
+        table = file.read_row_group(block, columns=[picture, label])
+    return table.column(picture), table.column(label)
+
+
+def _column(schema: pa.Schema, path: str, what: str, fits: Any) -> str:
+    preferred = ("image", "jpg", "label", "cls")
+    names = [f.name for f in schema if fits(f.type)]
+    if not names:
+        raise UserError(f"{path} has no column of {what}; its columns are {', '.join(schema.names)}")
+    return next((name for name in preferred if name in names), names[0])
+
+
+def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
+    """Class names that `datasets` writes into the file's metadata."""
+    try:
+        return json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
+class TarShard:
+    """A webdataset tar: for each key a picture (KEY.jpg, .png, ...) and a label (KEY.cls, or `label` in KEY.json)."""
+
+    classes: list[str] | None = None
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        pictures: dict[str, tuple[int, int]] = {}
+        labels: dict[str, tuple[int, int, str]] = {}
+        try:
+            with tarfile.open(path, "r:") as tar:
+                for member in tar:
+                    folder, _, file = member.name.rpartition("/")
+                    stem, _, extension = file.partition(".")
+                    key = f"{folder}/{stem}"
+                    if f".{extension.lower()}" in SUFFIXES:
+                        pictures[key] = member.offset_data, member.size
+                    elif extension == "cls" or (extension == "json" and key not in labels):
+                        labels[key] = member.offset_data, member.size, extension
+        except (OSError, tarfile.TarError) as error:
+            raise UserError(f"{path} is not a whole, uncompressed tar file: {error}") from error
+        unlabelled = [key for key in pictures if key not in labels]
+        if unlabelled or not pictures:
+            first = f"{unlabelled[0].lstrip('/')} has no .cls or .json" if unlabelled else "it holds no pictures"
+            raise UserError(f"{path}: {first}; a webdataset has KEY.jpg and KEY.cls for every sample")
+        self.samples = np.array(
+            [(*pictures[key], *labels[key][:2], labels[key][2] == "json") for key in pictures], dtype=np.int64
+        )
+        count = len(self.samples)
+        self.blocks = [min(_TAR_BLOCK, count - i) for i in range(0, count, _TAR_BLOCK)]
+
+    def read(self, index: int) -> Record:
+        """See `Shard`."""
+        offset, size, label_offset, label_size, in_json = (int(n) for n in self.samples[index])
+        where = f"{self.path}, sample {index}"
+        with open(self.path, "rb") as file:
+            content = os.pread(file.fileno(), size, offset)
+            text = os.pread(file.fileno(), label_size, label_offset)
+        try:
+            label = int(json.loads(text)["label"]) if in_json else int(text)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{where}: {text[:40]!r} is no label") from error
+        return Record(content, label, where)
+
+
+class ShardRecords:
+    """The pictures of all shards."""
+
+    def __init__(self, shards: list[Shard]) -> None:
+        self.shards = shards
+        self.starts = [0, *accumulate(sum(shard.blocks) for shard in shards)]
+        self.classes = shards[0].classes
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def read(self, index: int) -> Record:
+        """See `Records`."""
+        shard = bisect_right(self.starts, index) - 1
+        return self.shards[shard].read(index - self.starts[shard])
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """See `Records`; see the head of this file for how it stays within shards."""
+        generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+        pieces = []
+        for shard in generator.permutation(len(self.shards)):
+            blocks = self.shards[shard].blocks
+            starts = [self.starts[shard], *(self.starts[shard] + n for n in accumulate(blocks))]
+            for block in generator.permutation(len(blocks)):
+                pieces.append(starts[block] + generator.permutation(blocks[block]))
+        return np.concatenate(pieces)
+
+
+def open_shards(kind: str, pattern: str, data: DataSettings) -> tuple[Records, Records]:
+    """Training and validation pictures of `parquet:PATTERN` or `webdataset:PATTERN` (local files, `*` and `?`).
+
+    `data.val_root` is the pattern of the validation shards; without it a share of the pictures is held out.
+
+    Raises:
+        UserError: no file fits, or a shard is damaged or lacks pictures or labels.
+    """
+    train = _open_pattern(kind, pattern, data.root)
+    if data.val_root:
+        return train, _open_pattern(kind, data.val_root, data.root)
+    return hold_out(train, data.val_fraction, f"{kind}:{pattern}")
+
+
+def _open_pattern(kind: str, pattern: str, root: str | None) -> ShardRecords:
+    place = str(Path(root or ".") / pattern)
+    paths = sorted(glob.glob(place, recursive=True))
+    if not paths:
+        raise UserError(f"{kind}: no file fits {place!r}; quote the pattern in the shell, and data.root is its folder")
+    return ShardRecords([ParquetShard(path) if kind == "parquet" else TarShard(path) for path in paths])

@@ -1,0 +1,236 @@
+"""The data sets that photographs come from, map-style: every picture has an index, and any of them can be read.
+
+`datasets` keeps its tables memory-mapped, and shards (`train.shards`) are read picture by picture, so no data
+set is ever held in memory whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+from timm.data import ImageNetInfo
+
+from common.errors import UserError
+from train.settings import DataSettings
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
+LAYOUT = "ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
+
+
+class Record(NamedTuple):
+    """One encoded picture."""
+
+    content: bytes
+    """The file as it is."""
+    label: int
+    """Index of its class."""
+    where: str
+    """File or record, for messages."""
+
+
+class Records(Protocol):
+    """A data set of encoded pictures."""
+
+    classes: list[str] | None
+    """Class names by index, where known."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Record:
+        """The picture of an index."""
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """Every index once, in the order of an epoch; a function of its arguments alone."""
+
+
+def shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """A permutation of `count` indices that depends on (seed, epoch) alone."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
+
+
+class TableRecords:
+    """Rows of a `datasets` table with an encoded picture and a label."""
+
+    def __init__(
+        self, table: datasets.Dataset, picture: str, label: str, classes: list[str] | None, where: str
+    ) -> None:
+        self.table, self.picture, self.label, self.classes, self.where = table, picture, label, classes, where
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def read(self, index: int) -> Record:
+        """See `Records`."""
+        row = self.table[int(index)]
+        picture = row[self.picture]
+        path, content = picture.get("path"), picture.get("bytes")
+        where = path if content is None else f"{self.where}, row {index}" + (f" ({path})" if path else "")
+        if content is None:
+            try:
+                content = Path(path).read_bytes()
+            except OSError as error:
+                raise UserError(f"{where} cannot be read: {error.strerror}") from error
+        return Record(content, int(row[self.label]), where)
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """See `Records`."""
+        return shuffled(len(self), seed, epoch)
+
+
+class Selection:
+    """Some records of a data set, by index."""
+
+    def __init__(self, records: Records, indices: NDArray[np.int64]) -> None:
+        self.records, self.indices, self.classes = records, indices, records.classes
+        self.place = np.full(len(records), -1)
+        self.place[indices] = np.arange(len(indices))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> Record:
+        """See `Records`."""
+        return self.records.read(int(self.indices[index]))
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """See `Records`; the order of the whole data set, without the others."""
+        places = self.place[self.records.order(seed, epoch)]
+        return places[places >= 0]
+
+
+def hold_out(records: Records, fraction: float, where: str) -> tuple[Records, Records]:
+    """Split into training and validation records: the same random share of the pictures in every run.
+
+    Raises:
+        UserError: no fraction given, or it leaves one side empty.
+    """
+    count = round(len(records) * fraction)
+    if fraction <= 0 or count == 0 or count == len(records):
+        raise UserError(
+            f"{where} has no validation part and data.val_fraction={fraction} of its {len(records)} pictures leaves "
+            "none for one side; give data.val_root=FOLDER or another data.val_fraction"
+        )
+    mixed = shuffled(len(records), 0, 0)
+    return Selection(records, np.sort(mixed[count:])), Selection(records, np.sort(mixed[:count]))
+
+
+# --- a folder of class folders --------------------------------------------------------------------------------
+
+
+def open_folders(data: DataSettings) -> tuple[Records, Records]:
+    """Training and validation pictures of `imagefolder`.
+
+    Raises:
+        UserError: the folder is missing, empty or laid out in another way, or a class folder has no picture.
+    """
+    if data.root is None:
+        raise UserError(
+            f"no data given: data.root=ROOT, a folder laid out as {LAYOUT}. To see the recipe run without data: "
+            "smoke=true"
+        )
+    root = Path(data.root)
+    if not root.is_dir():
+        raise UserError(
+            f"data.root={root}: no such folder. It should be laid out as {LAYOUT}. To see the recipe run without "
+            "data: smoke=true"
+        )
+    train_root = root / "train" if (root / "train").is_dir() else root
+    val_root = Path(data.val_root) if data.val_root else None
+    if val_root is None and train_root != root:
+        val_root = next((p for p in (root / "val", root / "validation") if p.is_dir()), None)
+    names, files, labels = _scan(train_root)
+    records = _folder_table(files, labels, names, train_root)
+    if val_root is None:
+        return hold_out(records, data.val_fraction, str(train_root))
+    val_names, val_files, val_labels = _scan(val_root)
+    extra = sorted(set(val_names) - set(names))
+    if extra:
+        raise UserError(f"{val_root} has classes that {train_root} has not: {', '.join(extra[:5])}")
+    place = np.array([names.index(name) for name in val_names])
+    return records, _folder_table(val_files, place[val_labels], names, val_root)
+
+
+def _scan(root: Path) -> tuple[list[str], list[str], NDArray[np.int64]]:
+    """Class names in order, files in order and the place of each file's class among the names."""
+    if not root.is_dir():
+        raise UserError(f"no folder {root}; expected {LAYOUT}")
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UserError(f"{root} holds no class folders; expected {LAYOUT}")
+    files: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        pictures = sorted(e.path for e in os.scandir(root / name) if os.path.splitext(e.name)[1].lower() in SUFFIXES)
+        if not pictures:
+            raise UserError(
+                f"class folder {root / name} holds no pictures ({', '.join(sorted(SUFFIXES))}); fill it or remove it"
+            )
+        files += pictures
+        labels += [label] * len(pictures)
+    return names, files, np.array(labels)
+
+
+def _folder_table(files: list[str], labels: NDArray[np.int64], names: list[str], root: Path) -> Records:
+    """Where every class folder is the WordNet id of an ImageNet-1k class, labels are ImageNet's, even of a part."""
+    imagenet = ImageNetInfo("imagenet-1k")
+    wordnet = imagenet.label_names()
+    if set(names) <= set(wordnet):
+        place = {name: i for i, name in enumerate(wordnet)}
+        labels = np.array([place[name] for name in names])[labels]
+        names = [imagenet.index_to_description(i) for i in range(len(wordnet))]
+    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int32")})
+    table = datasets.Dataset.from_dict(
+        {"image": [{"path": f, "bytes": None} for f in files], "label": labels}, features=features
+    )
+    return TableRecords(table, "image", "label", names, str(root))
+
+
+# --- a repository of `datasets` -------------------------------------------------------------------------------
+
+
+def open_hub(name: str, data: DataSettings) -> tuple[Records, Records]:
+    """Training and validation pictures of `hf:NAME`: a repository of the hub, a local one, or a saved `Dataset`.
+
+    Raises:
+        UserError: it cannot be loaded, has no such split, or no column of pictures and of class labels.
+    """
+    train = _hub_split(name, data.train_split)
+    try:
+        return train, _hub_split(name, data.val_split)
+    except _NoSplit:
+        return hold_out(train, data.val_fraction, f"hf:{name}")
+
+
+class _NoSplit(UserError):
+    pass
+
+
+def _hub_split(name: str, split: str) -> Records:
+    where = f"hf:{name} split {split}"
+    saved = any((Path(name) / f).is_file() for f in ("dataset_dict.json", "state.json"))
+    load: Callable[..., Any] = datasets.load_from_disk if saved else datasets.load_dataset
+    try:
+        found = load(name)
+    except Exception as error:  # datasets raises many kinds: network, permission, script, format
+        raise UserError(
+            f"hf:{name} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]}). For a gated "
+            "data set accept its terms on the hub and log in (hf auth login)."
+        ) from error
+    if isinstance(found, datasets.DatasetDict):
+        if split not in found:
+            raise _NoSplit(f"{where}: no such split; there are {', '.join(map(str, found))}")
+        found = found[split]
+    elif split != "train":
+        raise _NoSplit(f"{where}: it has no splits")
+    picture = next((n for n, f in found.features.items() if isinstance(f, datasets.Image)), None)
+    label = next((n for n, f in found.features.items() if isinstance(f, datasets.ClassLabel)), None)
+    if picture is None or label is None:
+        raise UserError(f"{where}: needs a column of pictures and one of class labels; it has {found.features}")
+    names = list(found.features[label].names)
+    return TableRecords(found.cast_column(picture, datasets.Image(decode=False)), picture, label, names, where)

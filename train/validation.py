@@ -1,0 +1,75 @@
+"""Accuracy on the validation part: every picture counts exactly once, whatever the number of processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.nn import functional as F
+
+from common.errors import UserError
+from common.transform import ModelTransform
+from train.batches import BatchSource, ValidationSampler, load, to_input
+from train.settings import Settings
+
+
+@dataclass
+class Scores:
+    """Means over the validation part."""
+
+    top1: float
+    """Share of pictures whose class has the largest logit."""
+    top5: float
+    """Share of pictures whose class is among the five largest logits."""
+    loss: float
+    """Cross-entropy."""
+    images: int
+    """Pictures counted."""
+
+
+@torch.no_grad()
+def validate(
+    models: dict[str, nn.Module],
+    source: BatchSource,
+    settings: Settings,
+    transform: ModelTransform,
+    accelerator: Accelerator,
+) -> dict[str, Scores]:
+    """Score several models on the same batches.
+
+    Each process takes its own pictures; sums and counts are added up once, at the end. The models must be
+    unwrapped: shares of unequal length would keep DDP waiting.
+    """
+    sampler = ValidationSampler(
+        len(source),
+        settings.eval_batch_size or settings.batch_size,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    sums = {name: torch.zeros(4, dtype=torch.float64, device=accelerator.device) for name in models}
+    modes = {name: model.training for name, model in models.items()}
+    for model in models.values():
+        model.eval()
+    for batch in load(source, sampler, settings, accelerator.device.type == "cuda"):
+        images = to_input(batch.images, transform, accelerator.device, settings.channels_last)
+        labels = batch.labels.to(accelerator.device, non_blocking=True)
+        for name, model in models.items():
+            with accelerator.autocast():
+                logits = model(images)
+            logits = logits.float()
+            hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            sums[name] += torch.stack(
+                [hits[:, 0].sum().double(), hits.sum().double(), loss.double(), loss.new_tensor(len(labels)).double()]
+            )
+    for name, model in models.items():
+        model.train(modes[name])
+    scores = {}
+    for name, total in sums.items():
+        top1, top5, loss, count = accelerator.reduce(total, "sum").tolist()
+        if not count:
+            raise UserError("the validation part of the data holds no pictures")
+        scores[name] = Scores(top1 / count, top5 / count, loss / count, int(count))
+    return scores
