@@ -112,7 +112,7 @@ class _KernelConstruction(torch.autograd.Function):
             ends.append(_bump_gradient(gradient, bump, positions[axis], width, ctx.interpolation))
         if row == 1:
             ends.reverse()
-        to_sigma = None if sigma is None else torch.stack([end[1] for end in ends])
+        to_sigma = torch.stack([end[1] for end in ends if end[1] is not None]) if sigma is not None else None
         return to_weight, torch.stack([end[0] for end in ends]), to_sigma, None, None
 
 
@@ -302,8 +302,8 @@ class DclsConv2d(_DclsNd):
             if torch.is_autocast_enabled("cpu"):
                 half = torch.get_autocast_dtype("cpu")
                 bias = None if self.bias is None else self.bias.to(half)
-                return _DepthwiseOnCpu.apply(x.to(half), kernel.to(half), bias, self.padding)  # type: ignore[no-any-return]
-            return _DepthwiseOnCpu.apply(x, kernel, self.bias, self.padding)  # type: ignore[no-any-return]
+                return _DepthwiseOnCpu.apply(x.to(half), kernel.to(half), bias, self.padding)
+            return _DepthwiseOnCpu.apply(x, kernel, self.bias, self.padding)
         if self.padding_mode == "zeros":
             return F.conv2d(x, kernel, self.bias, self.stride, self.padding, 1, self.groups)
         x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)

@@ -68,7 +68,9 @@ def published_state(path: Path, entry: ZooModel, model: nn.Module) -> dict[str, 
 
 def _read(path: Path, key: str | None) -> dict[str, Tensor]:
     # `args` of runs started through submitit hold an output folder; a pure path touches no file system.
-    with torch.serialization.safe_globals([(PurePosixPath, "pathlib.PosixPath")]):
+    with torch.serialization.safe_globals(
+        [(PurePosixPath, "pathlib.PosixPath"), (PurePosixPath, "pathlib._local.PosixPath")]
+    ):
         try:
             return read_weights(path, key)
         except UserError:

@@ -112,7 +112,7 @@ _DCLS: dict[str, tuple[DclsSpec, PublishedFile | None]] = {
         DclsSpec("v1", 17, 34, "depthwise_7x7"),
         PublishedFile(f"{ZENODO}/8370737/files/fastvit_sa36_v1_17lim_34el_seed0.pth.tar", "state_dict_ema"),
     ),
-    "demo": (DclsSpec("gauss", 11, 16), None),
+    "demo": (DclsSpec("v1", 11, 24), None),
 }
 
 

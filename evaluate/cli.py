@@ -16,9 +16,10 @@ from common.errors import UserError
 from evaluate.comparison import compare_pairs, group_seeds, verdict
 from evaluate.data import ClickMeData, EvalData, FolderData, ScenesData
 from evaluate.engine import Evaluation, Request, evaluate_requests
-from evaluate.explainers import EXPLAINERS
+from evaluate.explainers import EXPLAINERS, Explainer, MicroBatch, parse_method
 from evaluate.figures import write_figures
 from evaluate.gallery import choose_gallery, gallery_column
+from evaluate.metrics import MEASURES, parse_measure
 from evaluate.processes import Processes, start_processes
 from evaluate.protocols import PROTOCOLS
 from evaluate.report import write_report
@@ -49,10 +50,16 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--labels", type=Path, help="imagefolder: CSV with columns file, label (no class folders)")
     what.add_argument("--limit", type=int, help="a seeded random subset of so many images; scores are marked partial")
     how = p.add_argument_group("how")
-    how.add_argument("--explainer", nargs="+", choices=list(EXPLAINERS), default=["grad_cam", "threshold_grad_cam"])
+    method = "NAME[:KEY=VALUE,...]"
+    default = ["grad_cam", "threshold_grad_cam"]
+    known = f"default: {' '.join(default)}; there are {', '.join(map(_with_note, EXPLAINERS.values()))}"
+    how.add_argument("--explainer", nargs="+", metavar=method, default=default, help=known)
     how.add_argument("--protocol", nargs="+", choices=PROTOCOLS, help="default: paper (with --study both)")
-    how.add_argument("--compare", nargs=2, action="append", default=[], metavar=("A", "B"), help=(
-        "paired comparison of two checkpoints by their names in the table, B minus A; repeatable"))  # fmt: skip
+    further = f"further measures of each explainer: {', '.join(MEASURES)}"
+    how.add_argument("--metric", nargs="+", default=[], metavar=method, help=further)
+    how.add_argument("--micro-batch", type=int, help="images at once where many passes are needed; adapts to memory")
+    pair = "paired comparison of two checkpoints by their names in the table, B minus A; repeatable"
+    how.add_argument("--compare", nargs=2, action="append", default=[], metavar=("A", "B"), help=pair)
     how.add_argument("--out", type=Path, default=Path("results/latest"), help="folder of results (%(default)s)")
     how.add_argument("--batch-size", type=int, default=32)
     how.add_argument("--workers", type=int, default=2, help="processes that read pictures")
@@ -60,6 +67,10 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the features; the head is fp32")
     how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return p
+
+
+def _with_note(explainer: Explainer) -> str:
+    return explainer.name if explainer.verified else f"{explainer.name} ({explainer.note})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,11 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = RunOptions(
         tuple(dict.fromkeys(args.explainer)),
         tuple(dict.fromkeys(protocols)),
+        tuple(dict.fromkeys(args.metric)),
         args.batch_size,
         args.workers,
         args.precision == "bf16",
         processes.device,
-        sys.stderr.isatty() or not args.study,
+        MicroBatch(args.micro_batch, processes.device),
     )
     result = evaluate_requests(
         requests, lambda subject: _open_data(args, subject), options, processes, args.out, args.limit, args.seed
@@ -94,7 +106,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ("limit", "batch_size"):
+    for text in args.explainer:
+        parse_method(text)
+    for text in args.metric:
+        parse_measure(text)
+    for name in ("limit", "batch_size", "micro_batch"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     if bool(args.ckpt) == bool(args.study):
@@ -151,7 +167,7 @@ def _finish(
     result: Evaluation,
 ) -> None:
     """Scores, comparisons, report: on the main process, once every row is there."""
-    run = {
+    run: dict[str, Any] = {
         "partial": result.partial,
         "data": {
             "name": result.data.name,
@@ -166,6 +182,7 @@ def _finish(
         "command": shlex.join(["python", "-m", "evaluate", *sys.argv[1:]]),
         "versions": library_versions(),
     }
+    run["explainer_notes"] = {n: note for n in options.explainers if (note := parse_method(n)[0].note)}
     scores = make_scores(result.groups, result.checkpoints, run, result.data.ceiling, args.seed)
     comparisons = _compare(pairs, result, scores, args.seed)
     write_scores(args.out, scores, comparisons)

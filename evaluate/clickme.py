@@ -235,3 +235,10 @@ def blur_human_map(heatmap: Tensor) -> Tensor:
 def _gaussian_taps(places: Tensor, centre: int) -> Tensor:
     weights = torch.exp(-((places - centre) ** 2) / (2 * _BLUR_SIGMA**2))
     return (weights / weights.sum()).float()
+
+
+if __name__ == "__main__":  # python -m evaluate.clickme download|convert
+    from common.entry import run_command
+    from evaluate.clickme_tools import main
+
+    raise SystemExit(run_command(main))

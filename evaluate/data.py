@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from common.errors import UserError
 from common.scenes import CLASS_NAMES, SceneConfig, Scenes
 from common.transform import ModelTransform
 from evaluate.clickme import HUMAN_CEILING, ClickMe, blur_human_map, paper_image
+from evaluate.metrics.boxes import boxes_in_view
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SCENES_COUNT = 1000
@@ -37,6 +39,8 @@ class Picture(NamedTuple):
     """Class index."""
     image_id: str
     """Stable and unique within the data set."""
+    boxes: list[list[float]] | None = None
+    """The labelled objects, (x0, y0, x1, y1) each, in pixels of `image`; None where the data set has none."""
 
 
 class EvalData(ABC):
@@ -115,7 +119,7 @@ class ScenesData(EvalData):
         """One scene, at the size the model takes."""
         scene = self.scenes[index]
         image = Image.fromarray(scene.image.permute(1, 2, 0).contiguous().numpy())
-        return Picture(image, scene.human_map, scene.label, f"val/{index:06d}")
+        return Picture(image, scene.human_map, scene.label, f"val/{index:06d}", [[float(v) for v in scene.box]])
 
     def fingerprint(self) -> str:
         """Hash of what the scenes are a function of."""
@@ -128,7 +132,8 @@ class FolderData(EvalData):
     Args:
         root: a folder of class folders (WordNet ids mean ImageNet classes; other names count in sorted
             order), or any folder if `labels` is given.
-        labels: a CSV with the columns `file` (relative to `root`) and `label` (class index).
+        labels: a CSV with the columns `file` (relative to `root`), `label` (class index) and, if known, `boxes`
+        (a JSON list of [x0, y0, x1, y1] in the picture's pixels).
 
     Raises:
         UserError: nothing there, a class folder without pictures, a damaged table.
@@ -141,7 +146,11 @@ class FolderData(EvalData):
         if not root.is_dir():
             raise UserError(f"no data folder at {root}; give --data-root the folder that holds the pictures")
         self.root = root
-        self.files, self.labels = _from_table(root, labels) if labels else _from_folders(root)
+        self.boxes: list[list[list[float]]] | None = None
+        if labels:
+            self.files, self.labels, self.boxes = _from_table(labels)
+        else:
+            self.files, self.labels = _from_folders(root)
         self.num_classes = 1000 if labels or _is_imagenet(root) else 1 + max(self.labels)
         self.class_names = imagenet_names() if self.num_classes == 1000 else None
 
@@ -151,7 +160,8 @@ class FolderData(EvalData):
     def picture(self, index: int) -> Picture:
         """Decode one photograph."""
         name = self.files[index]
-        return Picture(open_image(self.root / name), None, self.labels[index], name)
+        boxes = self.boxes[index] if self.boxes else None
+        return Picture(open_image(self.root / name), None, self.labels[index], name, boxes)
 
     def fingerprint(self) -> str:
         """Hash of the files' names and labels."""
@@ -206,19 +216,28 @@ def _from_folders(root: Path) -> tuple[list[str], list[int]]:
     return files, labels
 
 
-def _from_table(root: Path, table: Path) -> tuple[list[str], list[int]]:
+def _from_table(table: Path) -> tuple[list[str], list[int], list[list[list[float]]] | None]:
     if not table.is_file():
         raise UserError(f"no table of labels at {table}")
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"file", "label"} <= set(rows[0]):
         raise UserError(f"{table} needs rows with the columns file and label; it has {list(rows[0]) if rows else []}")
-    labels = []
+    labels, boxes = [], []
     for number, row in enumerate(rows, 2):
         if not (row["label"] or "").isdigit() or not row["file"]:
             raise UserError(f"{table}, line {number}: {row['file']!r}, {row['label']!r}; a label is a class index")
         labels.append(int(row["label"]))
-    return [row["file"] for row in rows], labels
+        if "boxes" in row:
+            boxes.append(_parse_boxes(row["boxes"], f"{table}, line {number}"))
+    return [row["file"] for row in rows], labels, boxes or None
+
+
+def _parse_boxes(text: str, where: str) -> list[list[float]]:
+    try:
+        return [[float(x0), float(y0), float(x1), float(y1)] for x0, y0, x1, y1 in json.loads(text or "[]")]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: boxes {text!r} is no JSON list of [x0, y0, x1, y1]") from error
 
 
 def _hash(parts: Iterator[str] | Sequence[str]) -> str:
@@ -238,16 +257,18 @@ class Batch:
     indices: Tensor
     """(B,) int64, place in the data set."""
     image_ids: list[str]
+    boxes: list[Tensor] | None = None
+    """For each image its objects (n, 4), x0, y0, x1, y1 in pixels of `pixels`, not clipped."""
 
 
-_Item = tuple[Tensor, Tensor | None, int, int, str]
+_Item = tuple[Tensor, Tensor | None, int, int, str, Tensor | None]
 
 
 class _Items(Dataset[_Item | UserError]):
     """Pictures through a model's geometry, for the loader's workers."""
 
     def __init__(self, data: EvalData, transform: ModelTransform, indices: Sequence[int]) -> None:
-        self.data, self.geometry, self.indices = data, transform.geometry(), indices
+        self.data, self.transform, self.geometry, self.indices = data, transform, transform.geometry(), indices
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -258,7 +279,12 @@ class _Items(Dataset[_Item | UserError]):
             picture = self.data.picture(index)
         except UserError as error:  # raised again by `load_batches`: the loader would wrap it in a traceback
             return error
-        return self.geometry(picture.image), picture.human, picture.label, index, picture.image_id
+        boxes = None
+        if picture.boxes is not None:
+            boxes = boxes_in_view(
+                torch.tensor(picture.boxes).reshape(-1, 4), picture.image.width, picture.image.height, self.transform
+            )
+        return self.geometry(picture.image), picture.human, picture.label, index, picture.image_id, boxes
 
 
 def _collate(items: list[_Item | UserError]) -> Batch | UserError:
@@ -267,9 +293,10 @@ def _collate(items: list[_Item | UserError]) -> Batch | UserError:
         if isinstance(item, UserError):
             return item
         good.append(item)
-    pixels, human, labels, indices, ids = zip(*good)
+    pixels, human, labels, indices, ids, boxes = zip(*good)
     maps = None if human[0] is None else torch.stack(human)
-    return Batch(torch.stack(pixels), maps, torch.tensor(labels), torch.tensor(indices), list(ids))
+    objects = None if boxes[0] is None else list(boxes)
+    return Batch(torch.stack(pixels), maps, torch.tensor(labels), torch.tensor(indices), list(ids), objects)
 
 
 def load_batches(

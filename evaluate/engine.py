@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from common.checkpoint import library_versions
 from evaluate.data import EvalData, choose_indices, load_batches
+from evaluate.metrics import parse_measure
 from evaluate.processes import Processes
-from evaluate.results import PartStore, merge_parts
+from evaluate.results import PartStore, merge_parts, schema_with
 from evaluate.runner import Row, RunOptions, bf16_deviation, measure
 from evaluate.statistics import Group, GroupKey, collect
 from evaluate.subjects import Subject, load_subject
@@ -90,7 +91,9 @@ def evaluate_requests(
         chunks = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
         digest = subject.weights_sha256 or state_digest(subject)
         question = _question(subject, digest, data, indices, options)
-        store = PartStore(out / "parts", subject.name, question)
+        store = PartStore(
+            out / "parts", subject.name, question, schema_with(options.measures, curves(options.measures))
+        )
         _measure_chunks(subject, data, chunks, options, processes, store)
         stores.append(store)
         checkpoints[subject.name] = _describe(subject, digest)
@@ -103,7 +106,7 @@ def evaluate_requests(
     if processes.is_main:
         merge_parts(out / "per_image.parquet", stores, len(chunks))
         for store in stores:
-            groups |= collect(store.tables(len(chunks)))
+            groups |= collect(store.tables(len(chunks)), options.measures)
     return Evaluation(data, len(indices), _partial(data, len(indices), seed), checkpoints, groups)
 
 
@@ -144,6 +147,11 @@ def _measure_chunks(
         print(f"{subject.name}: {len(finished)} of {len(chunks)} parts kept from an earlier start")
 
 
+def curves(measures: Sequence[str]) -> list[str]:
+    """Those of some measures that keep more than a number an image."""
+    return [name for name in measures if parse_measure(name)[0].has_curve]
+
+
 def state_digest(subject: Subject) -> str:
     """SHA-256 of a model's weights, for models that come from no file."""
     digest = hashlib.sha256()
@@ -173,6 +181,7 @@ def _question(
         "indices": hashlib.sha256(str(list(indices)).encode()).hexdigest(),
         "explainers": options.explainers,
         "protocols": options.protocols,
+        "measures": options.measures,
         "bf16": options.bf16,
         "versions": library_versions(),
         "code": code_digest(),

@@ -29,14 +29,26 @@ COLUMNS = pa.schema(
         ("protocol", pa.string()),
         ("spearman", pa.float64()),
         ("degenerate", pa.bool_()),
+        ("dice", pa.float64()),
+        ("iou", pa.float64()),
         ("centre_spearman", pa.float64()),
         ("label", pa.int64()),
         ("predicted", pa.int64()),
         ("correct", pa.bool_()),
     ]
 )
-"""Columns of `per_image.parquet`. Where there are no human maps, explainer, protocol and what follows from them
-are empty and an image has one row."""
+"""Columns of `per_image.parquet`, before those of further measures. Where there are no human maps, protocol and
+what follows from it are empty; where nothing is explained, an image has one row."""
+
+
+def schema_with(measures: Sequence[str], curves: Sequence[str]) -> pa.Schema:
+    """The columns with those of further measures: a number each, and a list `NAME detail` for those with a curve."""
+    schema = COLUMNS
+    for name in measures:
+        schema = schema.append(pa.field(name, pa.float64()))
+        if name in curves:
+            schema = schema.append(pa.field(f"{name} detail", pa.list_(pa.float64())))
+    return schema
 
 
 class PartStore:
@@ -46,9 +58,11 @@ class PartStore:
         folder: of the run's parts.
         name: of the checkpoint.
         question: everything the rows depend on, as plain values; parts of another question are removed.
+        schema: the columns.
     """
 
-    def __init__(self, folder: Path, name: str, question: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, name: str, question: dict[str, Any], schema: pa.Schema = COLUMNS) -> None:
+        self.schema = schema
         text = json.dumps({"checkpoint": name, **question}, sort_keys=True, default=str)
         key = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.prefix = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
@@ -70,7 +84,9 @@ class PartStore:
 
     def write(self, chunk: int, rows: Sequence[Row], seconds: float) -> None:
         """Store the rows of a chunk, whole or not at all, with the time they took."""
-        table = pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS.names} for row in rows], schema=COLUMNS)
+        table = pa.Table.from_pylist(
+            [{name: row.get(name) for name in self.schema.names} for row in rows], schema=self.schema
+        )
         table = table.replace_schema_metadata({"seconds": repr(seconds)})
         with atomic_file(self.path(chunk)) as temporary:
             pq.write_table(table, temporary)
@@ -87,7 +103,7 @@ class PartStore:
 
 def merge_parts(path: Path, stores: Sequence[PartStore], chunks: int) -> None:
     """Write all rows of all checkpoints into one file, a chunk in memory at a time."""
-    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, COLUMNS) as writer:
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, stores[0].schema) as writer:
         for store in stores:
             for table in store.tables(chunks):
                 writer.write_table(table.replace_schema_metadata(None))

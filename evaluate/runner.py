@@ -12,8 +12,10 @@ from torch import Tensor
 
 from common.errors import UserError
 from evaluate.data import Batch, EvalData, load_batches
-from evaluate.explainers import EXPLAINERS
-from evaluate.head_pass import head_pass
+from evaluate.explainers import MicroBatch
+from evaluate.explanation import Maps, explain
+from evaluate.metrics import Case, measure_case
+from evaluate.metrics.alignment import top_share
 from evaluate.protocols import frame_human_map, resize_saliency
 from evaluate.ranks import average_ranks, spearman_from_ranks
 from evaluate.subjects import Subject
@@ -26,12 +28,17 @@ class RunOptions:
     """How a checkpoint is measured."""
 
     explainers: tuple[str, ...] = ("grad_cam", "threshold_grad_cam")
+    """Each `NAME` or `NAME:KEY=VALUE,...`, see `evaluate.explainers`."""
     protocols: tuple[str, ...] = ("paper",)
+    measures: tuple[str, ...] = ()
+    """Further measures of every explainer, see `evaluate.metrics`; they do not depend on the protocol."""
     batch_size: int = 32
     workers: int = 2
     bf16: bool = False
     """Features in bfloat16; the head and the maps stay float32."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    micro_batch: MicroBatch | None = None
+    """Images at once where a method needs many forward passes; None: adapts to memory."""
     progress: bool = True
 
 
@@ -40,13 +47,14 @@ def measure(
 ) -> Iterator[tuple[list[Row], int]]:
     """Rows of the images at `indices`, batch by batch, with the number of images.
 
-    A row holds `image_id`, `index`, `checkpoint`, `label`, `predicted`, `correct`, and, with human maps,
-    `explainer`, `protocol`, `spearman` (None where a map is constant), `degenerate` and `centre_spearman` (of a
-    centred Gaussian instead of the model's map). One row an image x explainer x protocol; without human maps one
-    row an image.
+    A row holds `image_id`, `index`, `checkpoint`, `label`, `predicted`, `correct`; of each explainer `explainer`
+    and the measures asked for; with human maps, for each protocol, `protocol`, `spearman` (None where a map is
+    constant), `degenerate`, `dice` and `iou` (of the top 10 %) and `centre_spearman` (of a centred Gaussian instead
+    of the model's map). Without human maps and measures an image has one row.
 
     Raises:
-        UserError: the data set has other classes than the model, or an image cannot be read.
+        UserError: the data set has other classes than the model or lacks what a measure needs, or an image
+            cannot be read.
     """
     if data.num_classes != subject.num_classes:
         raise UserError(
@@ -64,52 +72,111 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
     pixels = batch.pixels.to(device, non_blocking=True)
     images = subject.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)
     labels = batch.labels.to(device)
-    passed = head_pass(subject.model, images, labels, options.bf16)
-    predicted = passed.logits.argmax(1).tolist()
-    common = [
-        {
-            "image_id": image_id,
-            "index": index,
-            "checkpoint": subject.name,
-            "label": label,
-            "predicted": guess,
-            "correct": label == guess,
-        }
-        for image_id, index, label, guess in zip(
-            batch.image_ids, batch.indices.tolist(), batch.labels.tolist(), predicted
-        )
+    explained = batch.human is not None or options.measures
+    maps = _explain(subject, images, labels, options.explainers if explained else (), options)
+    known = zip(batch.image_ids, batch.indices.tolist(), batch.labels.tolist(), maps.logits.argmax(1).tolist())
+    rows = [
+        {"image_id": i, "index": n, "checkpoint": subject.name, "label": t, "predicted": p, "correct": t == p}
+        for i, n, t, p in known
     ]
-    if batch.human is None:
-        return common
-
-    human = data.human_maps(batch.human.to(device))
-    seen = subject.transform.crop / subject.transform.resize
-    human_ranks = {p: average_ranks(frame_human_map(human, seen, p).flatten(1)) for p in options.protocols}
-    centre_ranks = average_ranks(centre_map(human.shape[-1], device).flatten()[None])
-    centre = {p: _values(spearman_from_ranks(centre_ranks.expand_as(r), r)) for p, r in human_ranks.items()}
-    rows = []
+    if not explained:
+        return rows
+    human = None if batch.human is None else HumanMaps(data.human_maps(batch.human.to(device)), subject, options)
+    out: list[Row] = []
     for explainer in options.explainers:
-        saliency = resize_saliency(EXPLAINERS[explainer](passed.features, passed.gradients), human.shape[-1])
-        ranks = average_ranks(saliency.flatten(1))
-        for protocol in options.protocols:
-            scores = _values(spearman_from_ranks(ranks, human_ranks[protocol]))
-            rows += [
-                {
-                    **image,
-                    "explainer": explainer,
-                    "protocol": protocol,
-                    "spearman": value,
-                    "degenerate": value is None,
-                    "centre_spearman": centred,
-                }
-                for image, value, centred in zip(common, scores, centre[protocol])
-            ]
-    return rows
+        columns: dict[str, list[Any]] = {"explainer": [explainer] * len(rows)}
+        if options.measures:
+            columns |= _measured(subject, images, labels, batch, human, maps, explainer, options)
+        for aligned in [{}] if human is None else human.columns(maps[explainer]):
+            both = columns | aligned
+            out += [{**row, **{name: values[n] for name, values in both.items()}} for n, row in enumerate(rows)]
+    return out
 
 
-def _values(correlations: Tensor) -> list[float | None]:
-    """NaN, where one of the two maps is constant, becomes None."""
-    return [None if math.isnan(value) else value for value in correlations.tolist()]
+class HumanMaps:
+    """The human maps of a batch in the frame of every protocol, ranked once for all explainers.
+
+    Args:
+        human: (B, S, S) over the whole frame.
+        subject: whose field of view `aligned` takes.
+        options: for the protocols.
+    """
+
+    def __init__(self, human: Tensor, subject: Subject, options: RunOptions) -> None:
+        seen = subject.transform.crop / subject.transform.resize
+        self.size, self.aligned = human.shape[-1], frame_human_map(human, seen, "aligned")
+        framed = {p: frame_human_map(human, seen, p).flatten(1) for p in options.protocols}
+        self.ranks = {p: average_ranks(values) for p, values in framed.items()}
+        self.tops = {p: top_share(values, 10) for p, values in framed.items()}
+        centre = average_ranks(centre_map(self.size, human.device).flatten()[None])
+        self.centre = {p: _values(spearman_from_ranks(centre.expand_as(r), r)) for p, r in self.ranks.items()}
+
+    def columns(self, saliency: Tensor) -> Iterator[dict[str, list[Any]]]:
+        """Columns of (B, h, w) maps for each protocol."""
+        values = resize_saliency(saliency, self.size).flatten(1)
+        ranks, top = average_ranks(values), top_share(values, 10)
+        for protocol, human_ranks in self.ranks.items():
+            spearman = _values(spearman_from_ranks(ranks, human_ranks))
+            both, human_top = top & self.tops[protocol], self.tops[protocol]
+            yield {
+                "protocol": [protocol] * len(spearman),
+                "spearman": spearman,
+                "degenerate": [value is None for value in spearman],
+                "dice": (2 * both.sum(1) / (top.sum(1) + human_top.sum(1)).clamp(min=1)).tolist(),
+                "iou": (both.sum(1) / (top | human_top).sum(1).clamp(min=1)).tolist(),
+                "centre_spearman": self.centre[protocol],
+            }
+
+
+def _explain(subject: Subject, images: Tensor, labels: Tensor, methods: Sequence[str], options: RunOptions) -> Maps:
+    return explain(
+        subject.model,
+        images,
+        labels,
+        methods,
+        size="own",
+        transform=subject.transform,
+        micro_batch=options.micro_batch,
+        bf16=options.bf16,
+    )
+
+
+def _measured(
+    subject: Subject,
+    images: Tensor,
+    labels: Tensor,
+    batch: Batch,
+    human: HumanMaps | None,
+    maps: Maps,
+    explainer: str,
+    options: RunOptions,
+) -> dict[str, list[Any]]:
+    """Columns of the measures of one explainer: a value an image, and the curve where a measure has one."""
+    size = images.shape[-1]
+    case = Case(
+        subject.model,
+        images,
+        maps[explainer],
+        labels,
+        transform=subject.transform,
+        labels=labels,
+        human=None if human is None else resize_saliency(human.aligned, size),
+        boxes=batch.boxes,
+        explain=lambda changed: _explain(subject, changed, labels, [explainer], options)[explainer],
+        micro_batch=options.micro_batch,
+        bf16=options.bf16,
+    )
+    columns: dict[str, list[Any]] = {}
+    for name, result in measure_case(case, options.measures).items():
+        columns[name] = _values(result.values.double())
+        if result.detail.ndim > 1:
+            columns[f"{name} detail"] = result.detail.double().flatten(1).tolist()
+    return columns
+
+
+def _values(values: Tensor) -> list[float | None]:
+    """NaN, where a measure is not defined, becomes None."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def centre_map(size: int, device: torch.device) -> Tensor:
@@ -135,9 +202,6 @@ def saliency_of(subject: Subject, batch: Batch, options: RunOptions) -> dict[str
     """Maps of every asked explainer for a batch, (B, S, S) at the size of the model's view; for pictures."""
     pixels = batch.pixels.to(options.device)
     images = subject.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)
-    passed = head_pass(subject.model, images, batch.labels.to(options.device))
-    size = pixels.shape[-1]
-    return {
-        name: resize_saliency(EXPLAINERS[name](passed.features, passed.gradients), size).cpu()
-        for name in options.explainers
-    }
+    labels = batch.labels.to(options.device)
+    maps = explain(subject.model, images, labels, options.explainers, transform=subject.transform)
+    return {name: saliency.cpu() for name, saliency in maps.items()}

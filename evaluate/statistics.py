@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 from scipy import stats
+
+from evaluate.metrics import parse_measure
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -35,6 +38,14 @@ class Group:
     """int64."""
     correct: Array
     """bool, top-1."""
+    dice: Array
+    """float64, overlap of the top 10 % of both maps."""
+    iou: Array
+    """float64, the same as intersection over union."""
+    measures: dict[str, Array] = field(default_factory=dict)
+    """float64, further measures by name, NaN where not defined."""
+    curves: dict[str, Array] = field(default_factory=dict)
+    """(N, n) float64, what such a measure was made from, where it is more than a number."""
 
     def values(self, protocol: str | None) -> Array:
         """Spearman values that the protocol's mean is taken over, one an image, NaN for those left out.
@@ -44,11 +55,16 @@ class Group:
         return np.where(self.degenerate, 0.0, self.spearman) if protocol == "aligned" else self.spearman
 
 
-def collect(tables: Iterable[pa.Table]) -> dict[GroupKey, Group]:
+_COLUMNS = ("index", "spearman", "degenerate", "centre_spearman", "label", "correct", "dice", "iou")
+
+
+def collect(tables: Iterable[pa.Table], measures: Sequence[str] = ()) -> dict[GroupKey, Group]:
     """Columns of every checkpoint x explainer x protocol of a table, in the order of their first rows."""
     parts: dict[GroupKey, list[dict[str, Array]]] = {}
-    names = [field.name for field in fields(Group)]
+    curves = [f"{name} detail" for name in measures]
+    names = [*_COLUMNS, *measures, *curves]
     for table in tables:
+        names = [name for name in names if name in table.column_names]
         columns = {name: _to_numpy(table.column(name)) for name in names}
         keys = list(zip(*(table.column(name).to_pylist() for name in ("checkpoint", "explainer", "protocol"))))
         codes: dict[GroupKey, list[int]] = {}
@@ -60,11 +76,18 @@ def collect(tables: Iterable[pa.Table]) -> dict[GroupKey, Group]:
     for key, pieces in parts.items():
         joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
         order = np.argsort(joined["index"], kind="stable")
-        groups[key] = Group(**{name: column[order] for name, column in joined.items()})
+        ordered = {name: column[order] for name, column in joined.items()}
+        groups[key] = Group(
+            **{name: ordered[name] for name in _COLUMNS},
+            measures={name: ordered[name] for name in measures},
+            curves={name: ordered[f"{name} detail"] for name in measures if f"{name} detail" in ordered},
+        )
     return groups
 
 
 def _to_numpy(column: pa.ChunkedArray) -> Array:
+    if pa.types.is_list(column.type):
+        return np.array(column.to_pylist(), dtype=float)
     if pa.types.is_boolean(column.type):
         return column.fill_null(False).to_numpy().astype(bool)
     if pa.types.is_floating(column.type):
@@ -114,12 +137,15 @@ def score(group: Group, protocol: str | None, ceiling: float | None, seed: int) 
     Returns:
         `alignment` (mean Spearman / ceiling), `interval` (95 %, of `alignment`), `mean_spearman`,
         `per_class_mean` (mean over classes of the classes' means), `centre_bias` (alignment of a centred
-        Gaussian on the same images), `ceiling`, `top1` (%), `n_images`, `n_scored`, `n_degenerate`. Figures
-        that do not exist are None.
+        Gaussian on the same images), `dice` and `iou` (means, top 10 %), `ceiling`, `top1` (%), `n_images`,
+        `n_scored`, `n_degenerate`, and `measures`: of each further measure its `value`, `better`, `settings`,
+        the number of images it is `defined` for and the mean `curve` where it has one. Figures that do not exist
+        are None.
     """
     out: dict[str, Any] = {"n_images": len(group.index), "top1": 100 * float(group.correct.mean())}
+    out["measures"] = {name: _measure_score(name, group) for name in group.measures}
     if protocol is None:
-        names = ("alignment", "interval", "mean_spearman", "per_class_mean", "centre_bias", "ceiling")
+        names = ("alignment", "interval", "mean_spearman", "per_class_mean", "centre_bias", "dice", "iou", "ceiling")
         return {**out, **dict.fromkeys(names)}
     values = group.values(protocol)
     kept = ~np.isnan(values)
@@ -134,9 +160,29 @@ def score(group: Group, protocol: str | None, ceiling: float | None, seed: int) 
         "mean_spearman": mean,
         "per_class_mean": _divided(_mean(np.array([members.mean() for members in classes])), unit),
         "centre_bias": _divided(_mean(group.centre_spearman[~np.isnan(group.centre_spearman)]), unit),
+        "dice": _mean(group.dice[~np.isnan(group.dice)]),
+        "iou": _mean(group.iou[~np.isnan(group.iou)]),
         "ceiling": ceiling,
         "n_scored": int(kept.sum()),
         "n_degenerate": int(group.degenerate.sum()),
+    }
+
+
+def _measure_score(name: str, group: Group) -> dict[str, Any]:
+    measure, parameters = parse_measure(name)
+    settings = {**measure.parameters, **parameters}
+    values = group.measures[name]
+    defined = int((~np.isnan(values)).sum())
+    curve = group.curves.get(name)
+    value = None
+    if defined:
+        value = measure.data_set_score(torch.from_numpy(values), None if curve is None else torch.from_numpy(curve))
+    return {
+        "value": value,
+        "better": measure.better,
+        "settings": settings,
+        "defined": defined,
+        "curve": None if curve is None or not defined else np.nanmean(curve, axis=0).tolist(),
     }
 
 

@@ -13,10 +13,11 @@ from torch import nn
 
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
+from common.published import fetch_published, published_state
 from common.surgery import fold_dcls
 from common.transform import ModelTransform
-from common.weights import load_state, read_weights, sha256
-from common.zoo import create_model, lookup
+from common.weights import load_state, sha256
+from common.zoo import ZooModel, create_model, lookup
 
 
 @dataclass
@@ -49,7 +50,8 @@ def load_subject(
     """Load what `--ckpt` names.
 
     Args:
-        spec: a folder written by `train`; a `.pth`, `.pth.tar` or `.safetensors` file (with `model_name`);
+        spec: a folder written by `train`; a `.pth`, `.pth.tar` or `.safetensors` file (with `model_name`), under
+            timm's parameter names or those of the original repository; `zenodo:NAME`, the authors' file;
             `timm:ARCHITECTURE[.TAG]` or `hf-hub:ORG/NAME`, whose weights come from the hub; `untrained`
             (with `model_name`): random weights, as a baseline.
         model_name: the architecture of a weight file.
@@ -70,6 +72,9 @@ def load_subject(
         entry = lookup(spec)
         model = create_model(spec, pretrained=True, **model_args)
         return _subject(spec, model, spec, entry.transform, entry.num_classes, spec, "")
+    if spec.startswith("zenodo:"):
+        entry = lookup(spec.removeprefix("zenodo:"))
+        return _from_file(fetch_published(entry), entry, model_args, spec, entry.name)
     if spec.startswith("hf-hub:"):
         path = _fetch_folder(spec)
     if path.is_dir():
@@ -77,15 +82,18 @@ def load_subject(
         name = path.resolve().name
         return _subject(name, model, config.model, config.transform, config.num_classes, spec, config.weights_sha256)
     if path.is_file():
-        entry = lookup(_needed(model_name, spec))
-        model = create_model(entry.name, **model_args)
-        load_state(model, read_weights(path, entry.published.key if entry.published else None), str(path))
-        name = path.name.split(".")[0]
-        return _subject(name, model, entry.name, entry.transform, entry.num_classes, spec, sha256(path))
+        return _from_file(path, lookup(_needed(model_name, spec)), model_args, spec, path.name.split(".")[0])
     raise UserError(
         f"--ckpt {spec}: no such folder or file. Give a folder written by train (it holds config.json and "
-        "model.safetensors), a weight file with --model NAME, timm:ARCHITECTURE.TAG or hf-hub:ORG/NAME"
+        "model.safetensors), a weight file with --model NAME, zenodo:NAME, timm:ARCHITECTURE.TAG or hf-hub:ORG/NAME"
     )
+
+
+def _from_file(path: Path, entry: ZooModel, model_args: dict[str, Any], source: str, label: str) -> Subject:
+    """A model with the weights of one file."""
+    model = create_model(entry.name, **model_args)
+    load_state(model, published_state(path, entry, model), str(path))
+    return _subject(label, model, entry.name, entry.transform, entry.num_classes, source, sha256(path))
 
 
 def _fetch_folder(spec: str) -> Path:

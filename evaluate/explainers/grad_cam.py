@@ -8,7 +8,7 @@ def channel_weights(gradients: Tensor) -> Tensor:
     return gradients.mean((2, 3), keepdim=True)
 
 
-def grad_cam(features: Tensor, gradients: Tensor) -> Tensor:
+def grad_cam(features: Tensor, gradients: Tensor, relu: bool = True) -> Tensor:
     """ReLU of the mean over channels of weight times activation; not normalised.
 
     The mean instead of Grad-CAM's sum only scales the map; ranks do not see it.
@@ -16,8 +16,10 @@ def grad_cam(features: Tensor, gradients: Tensor) -> Tensor:
     Args:
         features: (B, C, h, w) activations of the target layer.
         gradients: (B, C, h, w) of the target's logit with respect to them.
+        relu: drop negative evidence; False: the signed map.
 
     Returns:
-        (B, h, w), at least 0.
+        (B, h, w), at least 0 with `relu`.
     """
-    return (channel_weights(gradients) * features).mean(1).relu()
+    signed = (channel_weights(gradients) * features).mean(1)
+    return signed.relu() if relu else signed

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -28,12 +29,17 @@ class Layout:
         return 1 if self.kind == "NCHW" else -1
 
     def to_map(self, output: Tensor) -> Tensor:
-        """The layer's output (or its gradient) as (B, C, h, w), contiguous and float32, prefix tokens removed."""
+        """The layer's output (or its gradient) as (B, C, h, w), contiguous, prefix tokens removed, see `full`."""
         if self.kind == "NHWC":
             output = output.permute(0, 3, 1, 2)
         elif self.kind == "tokens":
             output = output[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
-        return output.float().contiguous()
+        return full(output).contiguous()
+
+
+def full(values: Tensor) -> Tensor:
+    """At least float32: half precision is widened, float64 (a model made double to be exact) is kept."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def find_layout(model: nn.Module, output: Tensor, images: Tensor, layer: nn.Module | None = None) -> Layout:
@@ -97,7 +103,7 @@ def _same_proportions(grid: tuple[int, int], size: tuple[int, ...]) -> bool:
 
 def _tokens(model: Any, shape: tuple[int, ...], size: tuple[int, ...]) -> Layout | None:
     count = shape[1]
-    embedding = getattr(model, "patch_embed", None)
+    embedding: Any = getattr(model, "patch_embed", None)
     grids = []
     if getattr(embedding, "grid_size", None) is not None:
         grids.append(tuple(embedding.grid_size))

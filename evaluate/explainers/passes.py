@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from evaluate.explainers.layout import Layout, find_layout
+from evaluate.explainers.layout import Layout, find_layout, full
 from evaluate.explainers.targets import ResolvedTargets, Targets, resolve_targets
 
 
@@ -79,7 +79,7 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     Raises:
         UserError: there is none; the nearest names are given.
     """
-    modules = dict(uncompiled(model).named_modules())
+    modules = dict(uncompiled(model).named_modules(remove_duplicate=False))
     if name in modules and name:
         return modules[name]
     near = difflib.get_close_matches(name, modules, 3) or [n for n in modules if n][:5]
@@ -108,14 +108,15 @@ def head_pass(model: nn.Module, images: Tensor, targets: Targets = None, bf16: b
     # Contiguous and in the head's own type, so that the maps do not depend on how the backbone computed.
     output = output.to(_parameter_type(bare)).contiguous().detach()
     with torch.enable_grad():
-        leaf = output.clone().requires_grad_()
-        logits = run_head(bare, leaf)
+        leaf = output.requires_grad_()
+        logits = run_head(bare, leaf.clone())  # a head may work in place
         resolved = resolve_targets(targets, logits.detach())
         (gradients,) = torch.autograd.grad(resolved.scores(logits).sum(), leaf)
+    output = leaf.detach()
     return Activations(
         layout.to_map(output),
         layout.to_map(gradients),
-        logits.detach().float(),
+        full(logits.detach()),
         resolved,
         output,
         layout,
@@ -124,10 +125,9 @@ def head_pass(model: nn.Module, images: Tensor, targets: Targets = None, bf16: b
 
 
 def run_head(model: nn.Module, output: Tensor) -> Tensor:
-    """Logits from the last feature map, never under autocast; a head that works in place spares `output`."""
-    bare = uncompiled(model)
+    """Logits from the last feature map, never under autocast; the head may overwrite `output`."""
     with torch.autocast(output.device.type, enabled=False):
-        return bare.forward_head(output * 1 if output.requires_grad and output.is_leaf else output)
+        return uncompiled(model).forward_head(output)
 
 
 def _parameter_type(model: nn.Module) -> torch.dtype:
@@ -178,10 +178,10 @@ def layer_pass(
         raise UserError(f"layer {layer!r} runs {len(leaves)} times in a forward pass; name one that runs once")
     resolved = resolve_targets(targets, logits.detach())
     with torch.enable_grad():
-        total = resolved.scores(logits.float()).sum()
+        total = resolved.scores(full(logits)).sum()
     (gradients,) = torch.autograd.grad(total, leaves[0])
     output = leaves[0].detach()
     layout = find_layout(bare, output, images, module)
     return Activations(
-        layout.to_map(output), layout.to_map(gradients), logits.detach().float(), resolved, output, layout, layer
+        layout.to_map(output), layout.to_map(gradients), full(logits.detach()), resolved, output, layout, layer
     )

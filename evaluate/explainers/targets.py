@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -102,9 +104,9 @@ def resolve_targets(targets: Targets, logits: Tensor) -> ResolvedTargets:
 
 
 def _index(target: Target) -> int:
-    if isinstance(target, bool) or not hasattr(target, "__index__"):
+    if not isinstance(target, SupportsIndex) or isinstance(target, bool):  # NumPy's integers count too
         raise ValueError(f"a target is a class index, a function of the logits or None; got {target!r}")
-    return target.__index__()
+    return operator.index(target)
 
 
 def _function(target: Target, predicted: int) -> ScoreFunction:

@@ -3,10 +3,17 @@
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from evaluate.explainers.grad_cam import channel_weights
 
 
-def threshold_grad_cam(features: Tensor, gradients: Tensor, threshold: float = 0.3) -> Tensor:
+def threshold_grad_cam(
+    features: Tensor,
+    gradients: Tensor,
+    threshold: float = 0.3,
+    order: str = "relu_first",
+    normalisation: str = "min_max",
+) -> Tensor:
     """Mean over channels of the positive part of weight times activation, scaled to [0, 1], raised to a floor.
 
     The differences to Grad-CAM: the ReLU acts on each channel before the mean; the map is min-max normalised
@@ -16,13 +23,28 @@ def threshold_grad_cam(features: Tensor, gradients: Tensor, threshold: float = 0
         features: (B, C, h, w) activations of the target layer.
         gradients: (B, C, h, w) of the target's logit with respect to them.
         threshold: the floor, 0.3 in the study.
+        order: `relu_first` (the study), ReLU on each channel, then the mean; `mean_first`, as in Grad-CAM.
+        normalisation: `min_max` (the study), `max` (divided by the maximum) or `none`.
 
     Returns:
-        (B, h, w) between `threshold` and 1. A map that is constant before normalisation (0/0 in the published
-        code, which then turns the whole score into NaN) becomes the constant `threshold`.
+        (B, h, w), with min-max between `threshold` and 1. A map that is constant before normalisation (0/0 in
+        the published code, which then turns the whole score into NaN) becomes the constant `threshold`.
+
+    Raises:
+        UserError: unknown order or normalisation.
     """
-    positive = (channel_weights(gradients) * features).relu().mean(1)
+    weighted = channel_weights(gradients) * features
+    if order not in ("relu_first", "mean_first"):
+        raise UserError(f"threshold_grad_cam: order {order!r}; take relu_first or mean_first")
+    positive = weighted.relu().mean(1) if order == "relu_first" else weighted.mean(1).relu()
     low, high = positive.amin((1, 2), keepdim=True), positive.amax((1, 2), keepdim=True)
-    spread = high - low
-    scaled = torch.where(spread > 0, (positive - low) / spread, 0)
+    if normalisation == "min_max":
+        spread = high - low
+        scaled = torch.where(spread > 0, (positive - low) / spread, 0)
+    elif normalisation == "max":
+        scaled = torch.where(high > 0, positive / high, 0)
+    elif normalisation == "none":
+        scaled = positive
+    else:
+        raise UserError(f"threshold_grad_cam: normalisation {normalisation!r}; take min_max, max or none")
     return scaled.clamp(min=threshold)

@@ -16,8 +16,27 @@ def report(tmp_path_factory, checkpoint):
     """A report of two checkpoints with a comparison."""
     out = tmp_path_factory.mktemp("report")
     other = save_untrained(out / "plain", "demo", seed=2)
-    main(["--ckpt", str(other), str(checkpoint), "--data", "scenes", "--limit", "12", "--out", str(out), "--workers", "0",
-          "--protocol", "paper", "aligned", "--compare", "plain", "untrained_dcls"])  # fmt: skip
+    main(
+        [
+            "--ckpt",
+            str(other),
+            str(checkpoint),
+            "--data",
+            "scenes",
+            "--limit",
+            "12",
+            "--out",
+            str(out),
+            "--workers",
+            "0",
+            "--protocol",
+            "paper",
+            "aligned",
+            "--compare",
+            "plain",
+            "untrained_dcls",
+        ]
+    )
     return out / "report.html"
 
 
@@ -28,8 +47,16 @@ def browser():
         pytest.skip("needs chromium and chromedriver (Debian: chromium chromium-driver)")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-                 "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-dev-shm-usage"):  # fmt: skip
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+        "--disable-dev-shm-usage",
+    ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     found = webdriver.Chrome(options, webdriver.ChromeService(driver))

@@ -1,0 +1,40 @@
+"""Maps that explain nothing, to tell what a measure rewards."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from evaluate.explainers.query import Query
+
+
+def random_map(query: Query) -> Tensor:
+    """Independent uniform noise at each pixel from the query's seed, (B, H, W)."""
+    batch, _, height, width = query.images.shape
+    return torch.rand(batch, height, width, generator=query.generator()).to(query.images.device)
+
+
+def centre(query: Query, sigma: float = 0.25) -> Tensor:
+    """A Gaussian around the middle of the frame, the same for every image, (B, H, W).
+
+    Args:
+        query: gives the size.
+        sigma: standard deviation as a share of each side.
+    """
+    batch, _, height, width = query.images.shape
+    rows, columns = (
+        torch.exp(-(((torch.arange(n, device=query.images.device) + 0.5) / n - 0.5) ** 2) / (2 * sigma**2))
+        for n in (height, width)
+    )
+    return (rows[:, None] * columns[None, :]).expand(batch, -1, -1).clone()
+
+
+def fake_cam(query: Query) -> Tensor:
+    """Fake-CAM (Poppi et al., CVPR workshops 2021): 1 everywhere, 0 at the top left pixel, (B, H, W).
+
+    It hides nothing, and so wins Average Drop and Average Increase.
+    """
+    batch, _, height, width = query.images.shape
+    maps = torch.ones(batch, height, width, device=query.images.device)
+    maps[:, 0, 0] = 0
+    return maps

@@ -1,0 +1,18 @@
+"""LayerCAM (Jiang et al., IEEE TIP 2021)."""
+
+from torch import Tensor
+
+
+def layer_cam(features: Tensor, gradients: Tensor, relu: bool = True) -> Tensor:
+    """ReLU(sum over channels of ReLU(g) A, element by element).
+
+    Args:
+        features: A, (B, C, h, w).
+        gradients: g, (B, C, h, w).
+        relu: the outer ReLU; it matters only where activations are negative.
+
+    Returns:
+        (B, h, w), at least 0 with `relu`.
+    """
+    signed = (gradients.relu() * features).sum(1)
+    return signed.relu() if relu else signed

@@ -1,0 +1,59 @@
+"""Work in slices whose size halves whenever memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+DEFAULT_SIZE = {"cpu": 8, "cuda": 256}
+"""Images at once: on a CPU larger slices only leave the cache, on a GPU they fill it."""
+
+
+class MicroBatch:
+    """How many images go through a network at once; shared by all perturbation methods of a run.
+
+    Args:
+        size: images at once to begin with; None: a default of the device.
+        device: where the work happens.
+    """
+
+    def __init__(self, size: int | None, device: torch.device) -> None:
+        if size is not None and size < 1:
+            raise ValueError(f"micro batch of {size}; it must be at least 1")
+        self.size = size or DEFAULT_SIZE.get(device.type, 64)
+
+    def run(self, count: int, work: Callable[[slice], Tensor], cost: int = 1) -> Tensor:
+        """Concatenate `work(slice)` over slices of `range(count)`.
+
+        Args:
+            count: number of rows, at least 1.
+            work: rows of a slice -> tensor whose first dimension counts them.
+            cost: images one row stands for.
+
+        Raises:
+            torch.OutOfMemoryError: not even one row fits.
+        """
+        parts: list[Tensor] = []
+        start = 0
+        while start < count:
+            rows = max(self.size // cost, 1)
+            try:
+                parts.append(work(slice(start, min(start + rows, count))))
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                if not _is_out_of_memory(error) or rows == 1:
+                    raise
+                smaller = rows // 2 * cost
+            else:
+                start = min(start + rows, count)
+                continue
+            # Outside the handler, whose traceback would keep the failed slice's tensors alive.
+            self.size = smaller
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        return torch.cat(parts)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

@@ -1,0 +1,56 @@
+"""Score-CAM (Wang et al., CVPR workshops 2020): each channel weighs what the network says of the image it masks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from evaluate.explainers.query import Query, Substrate, min_max
+
+
+def score_cam(
+    query: Query,
+    weighting: str = "softmax",
+    substrate: Substrate = "mean",
+    align_corners: bool = False,
+    relu: bool = True,
+) -> Tensor:
+    """ReLU(sum_k w_k A_k), w_k from the score of the image masked by minmax(up(A_k)).
+
+    One forward pass for each channel of each image, in slices over all images of the batch.
+
+    Args:
+        query: what is explained.
+        weighting: `softmax` - of the target's score over channels, the paper's (softmax of the increase over a
+            baseline is the same: the baseline cancels) and pytorch-grad-cam's; `probability` - the softmax
+            probability of the target class, constant channels left out, as in the authors' code
+            (haofanwang/Score-CAM).
+        substrate: colour of hidden pixels; `mean`, as both codes multiply the normalised tensor.
+        align_corners: of the upsampling; pytorch-grad-cam uses True, the authors' code False.
+        relu: drop negative evidence; False: the signed map.
+
+    Returns:
+        (B, h, w), at least 0 with `relu`.
+
+    Raises:
+        UserError: unknown weighting.
+    """
+    if weighting not in ("softmax", "probability"):
+        raise UserError(f"score_cam: weighting {weighting!r}; take softmax or probability")
+    features, images = query.features, query.images
+    batch, channels = features.shape[:2]
+    maps = features.flatten(0, 1)
+
+    def perturb(rows: Tensor) -> tuple[Tensor, Tensor]:
+        index = rows // channels
+        masks = min_max(query.upsample(maps[rows], align_corners))
+        return query.mask(images[index], masks, substrate), index
+
+    scores = query.score_perturbed(batch * channels, perturb, weighting == "probability").view(batch, channels)
+    if weighting == "softmax":
+        weights = scores.softmax(1)
+    else:
+        weights = torch.where(maps.amin((1, 2)) < maps.amax((1, 2)), scores.flatten(), 0).view(batch, channels)
+    signed = torch.einsum("bc,bchw->bhw", weights, features)
+    return signed.relu() if relu else signed

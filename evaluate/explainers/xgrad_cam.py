@@ -1,0 +1,26 @@
+"""XGrad-CAM (Fu et al., BMVC 2020)."""
+
+from torch import Tensor
+
+
+def channel_weights(features: Tensor, gradients: Tensor, eps: float = 1e-7) -> Tensor:
+    """Weight of each channel: sum(g A) / (sum(A) + eps) over positions, (B, C, 1, 1)."""
+    return (gradients * features).sum((2, 3), keepdim=True) / (features.sum((2, 3), keepdim=True) + eps)
+
+
+def xgrad_cam(features: Tensor, gradients: Tensor, eps: float = 1e-7, relu: bool = True) -> Tensor:
+    """ReLU(sum over channels of weight times activation).
+
+    Meant for activations of one sign: where a signed channel sums to nearly 0, its weight is arbitrary.
+
+    Args:
+        features: A, (B, C, h, w).
+        gradients: g, (B, C, h, w).
+        eps: 1e-7 as in pytorch-grad-cam; 1e-6 in the authors' code.
+        relu: drop negative evidence; False: the signed map.
+
+    Returns:
+        (B, h, w), at least 0 with `relu`.
+    """
+    signed = (channel_weights(features, gradients, eps) * features).sum(1)
+    return signed.relu() if relu else signed

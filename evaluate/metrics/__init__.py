@@ -1,0 +1,17 @@
+"""Measures of saliency maps: one small module each, found by name, per-image values kept."""
+
+from evaluate.metrics.boxes import boxes_in_view
+from evaluate.metrics.case import Case
+from evaluate.metrics.registry import MEASURES, Measure, Result, measure_case, parse_measure
+from evaluate.metrics.sanity import cascading_randomisation
+
+__all__ = [
+    "MEASURES",
+    "Case",
+    "Measure",
+    "Result",
+    "boxes_in_view",
+    "cascading_randomisation",
+    "measure_case",
+    "parse_measure",
+]

@@ -1,0 +1,80 @@
+"""How a map agrees with a human's: rank correlation, overlap of the top pixels, energy inside the human map.
+
+Human maps are in the frame of the images; `evaluate.protocols` brings them there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from evaluate.metrics.case import Case
+from evaluate.ranks import average_ranks, spearman_from_ranks
+
+
+def _human(case: Case) -> Tensor:
+    if case.human is None:
+        raise UserError("this measure needs human maps; the data set has none")
+    return case.human.to(case.resized.device, torch.float32)
+
+
+def spearman(case: Case) -> Tensor:
+    """Spearman correlation of the map with the human map over all pixels.
+
+    Returns:
+        (B,) in -1..1, NaN where either map is constant.
+    """
+    return spearman_from_ranks(average_ranks(case.resized.flatten(1)), average_ranks(_human(case).flatten(1)))
+
+
+def top_share(maps: Tensor, percent: float) -> Tensor:
+    """(B, N) -> (B, N) bool: values above the (100 - percent)th percentile (linear interpolation, as NumPy's)."""
+    ordered = maps.sort(1).values
+    position = (maps.shape[1] - 1) * (1 - percent / 100)
+    low = int(position)
+    high = min(low + 1, maps.shape[1] - 1)
+    threshold = ordered[:, low] + (ordered[:, high] - ordered[:, low]) * (position - low)
+    return maps > threshold[:, None]
+
+
+def _tops(case: Case, percent: float) -> tuple[Tensor, Tensor]:
+    return top_share(case.resized.flatten(1), percent), top_share(_human(case).flatten(1), percent)
+
+
+def dice(case: Case, percent: float = 10) -> Tensor:
+    """Dice coefficient 2 |A and B| / (|A| + |B|) of both maps' top `percent` of pixels.
+
+    As in Harmonization (Fel et al., NeurIPS 2022, evaluation/metrics.py): strictly above the percentile, so that
+    a constant map has no top and scores 0.
+
+    Returns:
+        (B,) in 0..1.
+    """
+    ours, theirs = _tops(case, percent)
+    total = ours.sum(1) + theirs.sum(1)
+    return 2 * (ours & theirs).sum(1) / total.clamp(min=1)
+
+
+def iou(case: Case, percent: float = 10) -> Tensor:
+    """Intersection over union |A and B| / |A or B| of both maps' top `percent` of pixels; see `dice`.
+
+    Returns:
+        (B,) in 0..1.
+    """
+    ours, theirs = _tops(case, percent)
+    return (ours & theirs).sum(1) / (ours | theirs).sum(1).clamp(min=1)
+
+
+def human_energy(case: Case) -> Tensor:
+    """Energy inside the human map: sum(S H) / sum(S), both maps min-max scaled to 0..1.
+
+    1 if all saliency lies where the human map is highest; for a binary human map it is the energy pointing game.
+
+    Returns:
+        (B,) in 0..1, NaN for a constant map.
+    """
+    human = _human(case)
+    low, high = human.amin((1, 2), keepdim=True), human.amax((1, 2), keepdim=True)
+    scaled = torch.where(high > low, (human - low) / (high - low), 0)
+    return (case.saliency * scaled).sum((1, 2)) / case.saliency.sum((1, 2))

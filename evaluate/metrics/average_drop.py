@@ -1,0 +1,45 @@
+"""Average Drop, Increase and Gain: what becomes of the class's probability behind the map (Opti-CAM, eq. 13-15).
+
+p is the softmax probability of the explained class for the image, o for the image times the map (min-max at the
+image's resolution). Drop and Increase: Chattopadhay et al., WACV 2018; Gain: Zhang et al., CVIU 248, 2024.
+Drop and Increase are both won by Fake-CAM, a map that hides one pixel: Drop is a magnitude and Increase a count,
+so that a tiny gain counts like a large one. Gain is Drop's symmetric partner, and Fake-CAM gains nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from evaluate.explainers.query import Substrate
+from evaluate.metrics.case import Case
+
+
+def average_drop(case: Case, substrate: Substrate = "black") -> Tensor:
+    """Percentage of the probability lost behind the map: 100 [p - o]_+ / p (eq. 13).
+
+    Args:
+        case: images, maps, targets.
+        substrate: colour of hidden pixels; `black`: the mask multiplies the image before normalisation, as in
+            the authors' code. `mean` (on the normalised tensor) gives other numbers.
+
+    Returns:
+        (B,) in 0..100; the data set's score is the mean.
+    """
+    before, after = case.probabilities(case.targets), case.behind_map(substrate)
+    return 100 * (before - after).relu() / before.clamp(min=torch.finfo(before.dtype).tiny)
+
+
+def average_increase(case: Case, substrate: Substrate = "black") -> Tensor:
+    """100 where the probability rises behind the map, else 0 (eq. 14); see `average_drop`."""
+    before, after = case.probabilities(case.targets), case.behind_map(substrate)
+    return 100 * (before < after).to(before.dtype)
+
+
+def average_gain(case: Case, substrate: Substrate = "black") -> Tensor:
+    """Percentage of what the probability could rise by: 100 [o - p]_+ / (1 - p) (eq. 15); see `average_drop`.
+
+    An image with p = 1 in floating point, which cannot gain, has 0.
+    """
+    before, after = case.probabilities(case.targets), case.behind_map(substrate)
+    return torch.where(before < 1, 100 * (after - before).relu() / (1 - before).where(before < 1, 1), 0)

@@ -1,0 +1,49 @@
+"""Pointing games: does the most salient pixel, or the saliency's mass, lie on the object?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from evaluate.metrics.case import Case
+
+
+def pointing_game(case: Case, tolerance: float = 15) -> Tensor:
+    """1 if the most salient pixel lies within `tolerance` pixels of the object, else 0.
+
+    Zhang et al., IJCV 2018, as TorchRay's benchmark: masks or boxes, 15 pixels by default (there of images whose
+    shorter side is 224). TorchRay averages within each class first, then over classes.
+
+    Returns:
+        (B,) 0 or 1; NaN without an object in view. Of several maxima the first counts.
+    """
+    width = case.size[1]
+    peak = case.resized.flatten(1).argmax(1)
+    rows = torch.arange(case.size[0], device=peak.device)[:, None]
+    columns = torch.arange(width, device=peak.device)[None, :]
+    row, column = (peak // width)[:, None, None], (peak % width)[:, None, None]
+    near = (rows - row) ** 2 + (columns - column) ** 2 <= tolerance**2
+    hits = (near & case.region).flatten(1).any(1)
+    return _undefined_without_object(case, hits.float())
+
+
+def standard_pointing(case: Case) -> Tensor:
+    """1 if the most salient pixel lies in any ground-truth box (Opti-CAM's SP, eq. B.6): no tolerance."""
+    return pointing_game(case, tolerance=0)
+
+
+def energy_pointing(case: Case) -> Tensor:
+    """Share of the saliency's mass that lies on the object: sum over U of S / sum of S.
+
+    Energy-based pointing game (Wang et al., Score-CAM, 2020); Opti-CAM's EP and precision P (eq. B.3). S is
+    min-max scaled at the images' resolution.
+
+    Returns:
+        (B,) in 0..1, NaN without an object in view or for a constant map.
+    """
+    inside = (case.saliency * case.region).sum((1, 2))
+    return _undefined_without_object(case, inside / case.saliency.sum((1, 2)))
+
+
+def _undefined_without_object(case: Case, values: Tensor) -> Tensor:
+    return torch.where(case.region.flatten(1).any(1), values, torch.nan)

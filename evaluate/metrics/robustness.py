@@ -1,0 +1,54 @@
+"""Does the map hold when the image changes a little, or when only what it shows is left?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from evaluate.explainers.query import Substrate
+from evaluate.metrics.case import Case
+
+
+def _explain(case: Case, images: Tensor) -> Tensor:
+    if case.explain is None:
+        raise UserError("this measure explains again; give it the explainer")
+    return case.explain(images).float()
+
+
+def max_sensitivity(case: Case, radius: float = 0.2, samples: int = 10) -> Tensor:
+    """max over samples of ||S(x + d) - S(x)|| / ||S(x)|| (Yeh et al., NeurIPS 2019, normalised).
+
+    d uniform in -radius..radius in every value of the normalised image; maps as the explainer gives them. The
+    paper takes a supremum, of which sampling gives a lower bound.
+
+    Returns:
+        (B,); NaN for a map that is 0 everywhere.
+    """
+    generator = case.query.generator()
+    before = case.maps.float().flatten(1)
+    worst = torch.zeros(len(before), device=before.device)
+    for _ in range(samples):
+        noise = torch.rand(case.images.shape, generator=generator).to(case.images) * 2 - 1
+        after = _explain(case, case.images + radius * noise).flatten(1)
+        worst = worst.maximum((after - before).norm(dim=1) / before.norm(dim=1))
+    return worst
+
+
+def coherency(case: Case, substrate: Substrate = "black") -> Tensor:
+    """(1 + Pearson correlation of S(x) and S(x masked by S(x))) / 2 (Poppi et al., CVPR workshops 2021).
+
+    Maps min-max scaled at the images' resolution. 1 if what the map shows is explained by the same map.
+
+    Returns:
+        (B,) in 0..1; NaN where either map is constant.
+    """
+    masked = case.query.mask(case.images, case.saliency, substrate)
+    again = Case(case.query.model, case.images, _explain(case, masked)).saliency
+    first, second = (m.flatten(1) - m.flatten(1).mean(1, keepdim=True) for m in (case.saliency, again))
+    return (1 + (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1))) / 2
+
+
+def complexity(case: Case) -> Tensor:
+    """Mean of the map on 0..1, its L1 norm per pixel (Poppi et al., CVPR workshops 2021); (B,) in 0..1."""
+    return case.saliency.mean((1, 2))

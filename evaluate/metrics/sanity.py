@@ -1,0 +1,114 @@
+"""Cascading randomisation of parameters (Adebayo et al., NeurIPS 2018): a map that stays explains no parameter."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evaluate.explainers.passes import find_layer, uncompiled
+from evaluate.explainers.query import min_max
+from evaluate.ranks import average_ranks, spearman_from_ranks
+
+
+def default_stages(model: nn.Module) -> list[str]:
+    """Parts of a network with parameters, from the logits down: its children, sequences opened once.
+
+    Children are taken in the order in which they were registered, reversed, which is that of the computation in
+    timm's models.
+    """
+    names = []
+    for name, child in uncompiled(model).named_children():
+        opened = isinstance(child, nn.Sequential | nn.ModuleList) and len(child) > 1
+        parts = [(f"{name}.{part}", m) for part, m in child.named_children()] if opened else [(name, child)]
+        names += [part for part, module in parts if any(True for _ in module.parameters())]
+    return names[::-1]
+
+
+@torch.no_grad()
+def randomise(module: nn.Module, generator: torch.Generator) -> None:
+    """Draw every parameter of a module anew, in place: normal with the mean and spread of the values it had.
+
+    Batch norm statistics go back to those of an untrained layer. (Adebayo et al. re-run the initialiser; drawing
+    from the values' own distribution keeps the scale of the activations, for any kind of layer.)
+    """
+    for parameter in module.parameters():
+        values = parameter.float()
+        spread = values.std(correction=0)
+        drawn = torch.randn(parameter.shape, generator=generator).to(parameter.device) * spread + values.mean()
+        parameter.copy_(drawn)
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.reset_running_stats()
+
+
+def ssim(a: Tensor, b: Tensor, sigma: float = 1.5) -> Tensor:
+    """Mean structural similarity of maps (B, H, W) in 0..1 (Wang et al., 2004): Gaussian window, K = 0.01, 0.03.
+
+    Equal to scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    data_range=1)`: an 11 pixel window, borders of 5 pixels left out of the mean.
+    """
+    radius = int(3.5 * sigma + 0.5)
+    line = torch.arange(-radius, radius + 1, dtype=torch.float64, device=a.device)
+    window = torch.exp(-(line**2) / (2 * sigma**2))
+    window = window / window.sum()
+
+    def local(values: Tensor) -> Tensor:
+        values = F.conv2d(values[:, None], window.view(1, 1, -1, 1))
+        return F.conv2d(values, window.view(1, 1, 1, -1))[:, 0]
+
+    a, b = a.double(), b.double()
+    mean_a, mean_b = local(a), local(b)
+    var_a, var_b, cov = local(a * a) - mean_a**2, local(b * b) - mean_b**2, local(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+    return similarity.mean((1, 2))
+
+
+def _similarity(before: Tensor, after: Tensor) -> dict[str, Tensor]:
+    def ranks(maps: Tensor) -> Tensor:
+        return average_ranks(maps.flatten(1))
+
+    return {
+        "spearman": spearman_from_ranks(ranks(before), ranks(after)),
+        "spearman_abs": spearman_from_ranks(ranks(before.abs()), ranks(after.abs())),
+        "ssim": ssim(min_max(before), min_max(after)),
+    }
+
+
+def cascading_randomisation(
+    model: nn.Module,
+    explain: Callable[[nn.Module], dict[str, Tensor]],
+    stages: Sequence[str] | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Compare each explainer's maps with those after randomising the network from the logits down, stage by stage.
+
+    Args:
+        model: left as it is; a copy is randomised.
+        explain: model -> signed maps (B, H, W) by explainer, of the same images and targets each time.
+        stages: names of modules in the order in which they are randomised, each on top of those before; None:
+            `default_stages`.
+        seed: of the new parameters.
+
+    Returns:
+        One row a stage x explainer: `stage`, `depth` (1 for the first), `explainer`, and (B,) tensors `spearman`
+        (signed maps), `spearman_abs`, `ssim` (min-max maps). Lower is better: the explainer depends on what was
+        randomised. NaN where a map is constant.
+
+    Raises:
+        UserError: a stage that the model does not have.
+    """
+    twin = copy.deepcopy(uncompiled(model))
+    generator = torch.Generator().manual_seed(seed)
+    before = explain(twin)
+    rows = []
+    for depth, stage in enumerate(default_stages(twin) if stages is None else stages, 1):
+        randomise(find_layer(twin, stage), generator)
+        for name, after in explain(twin).items():
+            rows.append({"stage": stage, "depth": depth, "explainer": name, **_similarity(before[name], after)})
+    return rows

@@ -1,0 +1,133 @@
+"""Image gradients, guided backpropagation, SmoothGrad and FullGrad's completeness."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from pytorch_grad_cam import GuidedBackpropReLUModel
+from torch import nn
+
+from common.errors import UserError
+from evaluate.explainers import Query
+from evaluate.explainers.full_grad import decompose
+from evaluate.explainers.guided import GuidedReLU
+from evaluate.explainers.input_gradient import batched_gradient
+from evaluate.explanation import explain
+
+
+def test_input_gradient_equals_finite_differences(pooled_net, images):
+    pooled_net, images = pooled_net.double(), images.double()
+    gradient = batched_gradient(Query(pooled_net, images, [0, 1, 4]))
+    for b, target in enumerate([0, 1, 4]):
+        for place in [(b, 0, 3, 4), (b, 2, 31, 0)]:
+            step = torch.zeros_like(images)
+            step[place] = 1e-5
+            slope = (pooled_net(images + step)[b, target] - pooled_net(images - step)[b, target]) / 2e-5
+            assert gradient[place].item() == pytest.approx(slope.item(), rel=1e-3, abs=1e-6)
+
+
+def test_reductions_over_colours(pooled_net, images):
+    gradient = batched_gradient(Query(pooled_net, images, 1))
+    names = ["input_gradient", "input_gradient:reduce=sum_abs"]
+    maps = explain(pooled_net, images, 1, names)
+    torch.testing.assert_close(maps[names[0]], gradient.abs().amax(1))
+    torch.testing.assert_close(maps[names[1]], gradient.abs().sum(1))
+    raw = explain(pooled_net, images, 1, "input_gradient", form="raw")["input_gradient"]
+    torch.testing.assert_close(raw, gradient.sum(1))
+    with pytest.raises(UserError, match="max_abs"):
+        explain(pooled_net, images, 1, "input_gradient:reduce=norm")
+
+
+def test_guided_backprop_equals_the_grad_cam_package(images):
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", num_classes=10).eval()
+    with GuidedReLU() as mode:
+        model(images)
+    assert mode.seen == 17
+    ours = explain(model, images[:1], 4, "guided_backprop", form="raw")["guided_backprop"]
+    theirs = GuidedBackpropReLUModel(model, "cpu")(images[:1], 4)
+    np.testing.assert_allclose(ours[0].numpy(), theirs.sum(2), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "relu", [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), torch.relu, torch.relu_, torch.Tensor.relu]
+)
+def test_the_guided_rule_at_every_form_of_relu(relu):
+    leaf = torch.tensor([-1.0, 2.0, 3.0, 7.0], requires_grad=True)
+    with GuidedReLU():
+        out = relu(leaf * 1)
+    (gradient,) = torch.autograd.grad(out, leaf, torch.tensor([1.0, 1.0, -1.0, 1.0]))
+    clipped = isinstance(relu, nn.ReLU6)
+    assert gradient.tolist() == [0, 1, 0, 0 if clipped else 1]
+    assert out.tolist() == [0, 2, 3, 6 if clipped else 7]
+
+
+def test_networks_without_relu_are_refused(images):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(UserError, match="no ReLU"):
+        explain(net, images, 1, "guided_backprop")
+
+
+def test_guided_grad_cam_is_the_product(pooled_net, images):
+    maps = explain(pooled_net, images, 1, ["guided_backprop", "grad_cam", "guided_grad_cam"])
+    torch.testing.assert_close(maps["guided_grad_cam"], maps["guided_backprop"] * maps["grad_cam"])
+
+
+def test_smooth_grad_without_noise_is_the_gradient_and_with_noise_its_mean(pooled_net, images):
+    plain = explain(pooled_net, images, 1, "input_gradient")["input_gradient"]
+    method = "smooth_grad:samples=3,noise=0"
+    torch.testing.assert_close(explain(pooled_net, images, 1, method)[method], plain)
+    generator, total = torch.Generator().manual_seed(4), 0
+    sigma = 0.2 * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
+    for _ in range(3):
+        noisy = images + sigma * torch.randn(images.shape, generator=generator)
+        total = total + batched_gradient(Query(pooled_net, noisy, 1))
+    method = "smooth_grad:samples=3,noise=0.2"
+    found = explain(pooled_net, images, 1, method, seed=4)[method]
+    torch.testing.assert_close(found, (total / 3).abs().amax(1))
+    with pytest.raises(UserError, match="at least 1"):
+        explain(pooled_net, images, 1, "smooth_grad:samples=0")
+
+
+@pytest.mark.parametrize("act", ["relu", "gelu"])
+@pytest.mark.parametrize("name", ["resnet18", "repvgg_a0"])
+def test_full_grad_is_complete_in_networks_of_relu(name, act):
+    """Input term and bias terms add up to the logit; with another nonlinearity they must not."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, act_layer=act).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+    query = Query(model, torch.randn(2, 3, 64, 64), [3, 7])
+    total, score = decompose(query).total(), query.scores.double()
+    if act == "gelu":
+        assert not torch.allclose(total, score, rtol=1e-2, atol=0)
+    else:
+        torch.testing.assert_close(total, score, rtol=1e-3, atol=1e-4)
+
+
+def test_full_grad_is_complete_with_layers_that_work_in_place(inplace_net, pooled_net, images):
+    for net in (inplace_net, pooled_net):
+        query = Query(net, images, [0, 1, 4])
+        parts = decompose(query)
+        assert len(parts.bias_terms) == 4  # two batch norms, the second convolution, the linear layer
+        torch.testing.assert_close(parts.total(), query.scores.double(), rtol=1e-4, atol=1e-5)
+
+
+def test_full_grad_map_follows_the_published_loop(pooled_net, images):
+    query = Query(pooled_net, images[:1], 1)
+    parts = decompose(query)
+
+    def psi(t):
+        t = t.abs()
+        t = t - t.min()
+        return t / (t.max() + 1e-6)
+
+    total = psi(parts.input_term).sum(1)
+    for term in parts.bias_terms:
+        if term.ndim == 4:
+            up = nn.functional.interpolate(psi(term), (32, 32), mode="bilinear", align_corners=True)
+            total = total + up.sum(1)
+    torch.testing.assert_close(explain(pooled_net, images[:1], 1, "full_grad")["full_grad"], total)

@@ -1,0 +1,174 @@
+"""Measures that compare a map with a human map or an object, by hand and against NumPy and SciPy."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from common.transform import ModelTransform
+from evaluate.metrics import Case, boxes_in_view, measure_case
+from evaluate.metrics.alignment import top_share
+from evaluate.metrics.boxes import box_mask, clip_boxes, largest_component_box, overlap
+from evaluate.metrics.localisation import box_accuracy_of
+
+
+class First(nn.Module):
+    """Always predicts class 0."""
+
+    def forward(self, x):
+        return torch.tensor([[1.0, 0.0]]).repeat(len(x), 1)
+
+
+IMAGES = torch.zeros(1, 3, 20, 20)
+
+
+def one(name, saliency, **given):
+    case = Case(First(), torch.zeros(len(saliency), 3, *saliency.shape[1:]), saliency, **given)
+    return next(iter(measure_case(case, [name]).values())).values.tolist()
+
+
+def test_dice_and_iou_follow_harmonization():
+    generator = np.random.default_rng(0)
+    maps, human = generator.random((2, 20, 20)).astype(np.float32), generator.random((2, 20, 20)).astype(np.float32)
+    human = human + maps
+    expected = []
+    for a, b in zip(maps, human):
+        a, b = a > np.percentile(a, 90), b > np.percentile(b, 90)
+        expected.append((2 * (a & b).sum() / (a.sum() + b.sum()), (a & b).sum() / (a | b).sum()))
+    given = {"human": torch.tensor(human)}
+    assert one("dice", torch.tensor(maps), **given) == pytest.approx([e[0] for e in expected])
+    assert one("iou", torch.tensor(maps), **given) == pytest.approx([e[1] for e in expected])
+    assert one("dice", torch.ones(1, 20, 20), human=torch.tensor(human[:1])) == [0]
+    assert one("dice", torch.tensor(human), **given) == [1, 1]
+
+
+def test_top_share_takes_numpys_percentile():
+    values = torch.tensor(np.random.default_rng(1).random((3, 101)))
+    for percent in (1, 10, 33.3):
+        expected = values.numpy() > np.percentile(values.numpy(), 100 - percent, axis=1, keepdims=True)
+        np.testing.assert_array_equal(top_share(values, percent).numpy(), expected)
+
+
+def test_spearman_equals_scipy():
+    generator = np.random.default_rng(0)
+    maps, human = generator.random((2, 9, 9)), generator.integers(0, 5, (2, 9, 9)).astype(float)
+    expected = [spearmanr(a.ravel(), b.ravel()).statistic for a, b in zip(maps, human)]
+    found = one("spearman", torch.tensor(maps).float(), human=torch.tensor(human))
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert np.isnan(one("spearman", torch.ones(1, 9, 9), human=torch.tensor(human[:1]))[0])
+
+
+def test_human_energy_by_hand():
+    saliency = torch.zeros(1, 20, 20)
+    saliency[0, 0, 0], saliency[0, 0, 1] = 1, 3
+    human = torch.zeros(1, 20, 20)
+    human[0, 0, 0], human[0, 0, 1], human[0, 5, 5] = 10, 5, 10
+    assert one("human_energy", saliency, human=human) == pytest.approx([(1 / 3 * 1 + 1 * 0.5) / (1 / 3 + 1)])
+
+
+def peak(row, column):
+    saliency = torch.zeros(1, 20, 20)
+    saliency[0, row, column] = 1
+    return saliency
+
+
+BOX = [torch.tensor([[4.0, 2.0, 8.0, 6.0]])]  # columns 4..7, rows 2..5
+
+
+@pytest.mark.parametrize(
+    ("place", "tolerance", "hit"),
+    [
+        ((2, 4), 0, 1),
+        ((5, 7), 0, 1),
+        ((6, 7), 0, 0),
+        ((6, 7), 1, 1),
+        ((8, 10), 4, 0),
+        ((8, 10), 4.3, 1),
+        ((19, 19), 15, 0),
+    ],
+)
+def test_pointing_game_with_boxes_and_masks(place, tolerance, hit):
+    assert one(f"pointing_game:tolerance={tolerance}", peak(*place), boxes=BOX) == [hit]
+    mask = torch.zeros(1, 20, 20, dtype=torch.bool)
+    mask[0, 2:6, 4:8] = True
+    assert one(f"pointing_game:tolerance={tolerance}", peak(*place), masks=mask) == [hit]
+    if tolerance == 0:
+        assert one("standard_pointing", peak(*place), boxes=BOX) == [hit]
+
+
+def test_energy_pointing_and_f1_by_hand():
+    saliency = torch.zeros(1, 20, 20)
+    saliency[0, 2, 4], saliency[0, 3, 5], saliency[0, 10, 10] = 2, 1, 1  # 3 of 4 inside, in units of 2
+    assert one("energy_pointing", saliency, boxes=BOX) == [0.75]
+    precision, recall = 0.75, 1.5 / 16
+    assert one("pixel_f1", saliency, boxes=BOX) == pytest.approx([2 * precision * recall / (precision + recall)])
+    double = [torch.tensor([[4.0, 2.0, 8.0, 6.0], [5.0, 2.0, 8.0, 6.0], [10.0, 10.0, 11.0, 11.0]])]
+    assert one("energy_pointing", saliency, boxes=double) == [1]  # the union counts overlaps once
+
+
+def test_localisation_by_hand():
+    """The map's mass is one block of 4 x 4 pixels shifted by 2 from the box: IoU 8 / 24."""
+    saliency = torch.zeros(2, 20, 20)
+    saliency[:, 2:6, 6:10] = 1
+    saliency[:, 15, 15] = 1  # a smaller component
+    given = {"boxes": BOX * 2, "targets": torch.tensor([0, 1]), "labels": torch.tensor([0, 1])}
+    assert one("localisation_error", saliency, **given) == pytest.approx([1 - 1 / 3] * 2)
+    assert one("official_metric", saliency, **given) == pytest.approx([1 - 1 / 3, 1])  # the second is predicted wrong
+    assert one("box_accuracy:overlaps=(0.3,0.5),thresholds=10", saliency, **given) == [0.5, 0.5]
+    two = [torch.cat([BOX[0], torch.tensor([[6.0, 2.0, 10.0, 6.0]])])] * 2
+    assert one("localisation_error", saliency, **{**given, "boxes": two}) == pytest.approx([0, 0])
+
+
+def test_box_accuracy_takes_one_threshold_for_the_data_set():
+    hits = torch.zeros(2, 3, 2)
+    hits[0, 0, 0] = hits[1, 0, 0] = 1  # delta 0: threshold 0 is right twice
+    hits[0, 1, 1] = hits[1, 2, 1] = 1  # delta 1: another threshold for each image
+    assert box_accuracy_of(hits) == pytest.approx((1 + 0.5) / 2)
+    with_nan = torch.cat([hits, torch.full((1, 3, 2), torch.nan)])
+    assert box_accuracy_of(with_nan) == pytest.approx(0.75)
+    gradient = torch.arange(400.0).view(1, 20, 20)
+    result = Case(First(), IMAGES, gradient, boxes=[torch.tensor([[0.0, 10.0, 20.0, 20.0]])])
+    detail = measure_case(result, {"box_accuracy": {"thresholds": 4}})["box_accuracy"].detail[0]
+    assert detail.shape == (4, 3) and detail[2].tolist() == [1, 1, 1] and detail[0].tolist() == [1, 1, 0]
+
+
+def test_images_without_an_object_in_view_are_undefined():
+    outside = [torch.tensor([[30.0, 30.0, 40.0, 40.0]])]
+    for name in (
+        "pointing_game",
+        "energy_pointing",
+        "localisation_error",
+        "official_metric",
+        "pixel_f1",
+        "box_accuracy",
+    ):
+        assert np.isnan(one(name, peak(1, 1), boxes=outside)[0]), name
+
+
+def test_constant_maps_do_not_break_anything():
+    flat = torch.ones(1, 20, 20)
+    assert one("localisation_error", flat, boxes=BOX) == [1]
+    assert np.isnan(one("energy_pointing", flat, boxes=BOX)[0])
+    assert np.isfinite(one("saliency_metric", flat)[0])
+
+
+def test_boxes():
+    assert largest_component_box(np.eye(5, dtype=bool)) == (0, 0, 5, 5)  # diagonal neighbours belong together
+    assert largest_component_box(np.zeros((5, 5), dtype=bool)) == (0, 0, 0, 0)
+    box = torch.tensor([0.0, 0.0, 2.0, 2.0])
+    assert overlap(box, torch.tensor([[1.0, 1, 3, 3], [5, 5, 6, 6], [0, 0, 2, 2]])).tolist() == pytest.approx(
+        [1 / 7, 0, 1]
+    )
+    assert overlap(torch.zeros(4), torch.zeros(1, 4)).tolist() == [0]
+    assert box_mask(torch.tensor([[0.4, 0.0, 1.6, 1.0]]), 2, 3)[0].tolist() == [[True, True, False], [False] * 3]
+    assert clip_boxes(torch.tensor([[-2.0, 1, 3, 30], [25, 0, 30, 5]]), 20, 20).tolist() == [[0, 1, 3, 20]]
+
+
+def test_boxes_in_view():
+    """A picture of 512 x 256, resized to 256 and cropped to 224: 16 px lost above, 144 at the left."""
+    transform = ModelTransform(256, 224)
+    found = boxes_in_view(torch.tensor([[144.0, 16.0, 368.0, 240.0]]), 512, 256, transform)
+    assert found[0].tolist() == pytest.approx([0, 0, 224, 224])
+    double = boxes_in_view(torch.tensor([[288.0, 32.0, 736.0, 480.0]]), 1024, 512, transform)
+    assert double[0].tolist() == pytest.approx([0, 0, 224, 224])
