@@ -6,13 +6,13 @@ import argparse
 import importlib.metadata
 import shlex
 import sys
-from ast import literal_eval
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from common.checkpoint import library_versions
 from common.errors import UserError
+from evaluate import photographs
 from evaluate.comparison import compare_pairs, group_seeds, verdict
 from evaluate.data import ClickMeData, EvalData, FolderData, ScenesData
 from evaluate.engine import Evaluation, Request, evaluate_requests
@@ -20,6 +20,7 @@ from evaluate.explainers import EXPLAINERS, Explainer, MicroBatch, parse_method
 from evaluate.figures import write_figures
 from evaluate.gallery import choose_gallery, gallery_column
 from evaluate.metrics import MEASURES, parse_measure
+from evaluate.options import add_model_options, model_args
 from evaluate.processes import Processes, start_processes
 from evaluate.protocols import PROTOCOLS
 from evaluate.report import write_report
@@ -37,11 +38,14 @@ CKPT_HELP = (
 
 def parser() -> argparse.ArgumentParser:
     """The options of `python -m evaluate`."""
-    p = argparse.ArgumentParser(prog="python -m evaluate", description="Measure how human a checkpoint's attention is.")
+    p = argparse.ArgumentParser(
+        prog="python -m evaluate",
+        description="Measure how human a checkpoint's attention is.",
+        epilog="python -m evaluate explain IMAGE... explains your own photographs",
+    )
     what = p.add_argument_group("what is measured")
     what.add_argument("--ckpt", nargs="+", default=[], metavar="CKPT", help=CKPT_HELP)
-    what.add_argument("--model", help="architecture of a weight file: a zoo name (convnext_t_dcls) or timm:NAME")
-    what.add_argument("--model-arg", action="append", default=[], metavar="KEY=VALUE", help="of --model; repeatable")
+    add_model_options(what)
     what.add_argument("--study", choices=STUDIES, help="every model of the study instead of --ckpt, plain against DCLS")
     what.add_argument("--weights-dir", type=Path, help="--study: folder of weight files to take before any download")
     what.add_argument("--dry-run", action="store_true", help="--study: print what would be downloaded and computed")
@@ -79,7 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         UserError: what was asked for cannot be done.
     """
-    args = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["explain"]:
+        return photographs.main(words[1:])
+    args = parser().parse_args(words)
     _check(args)
     requests, pairs = _requests(args)
     if args.dry_run:
@@ -133,21 +140,8 @@ def _requests(args: argparse.Namespace) -> tuple[list[Request], list[tuple[str, 
     pairs = [(first, second) for first, second in args.compare]
     if args.study:
         return study_requests(args.weights_dir), pairs or study_pairs()
-    model_args = _model_args(args.model_arg)
-    return [Request(spec, args.model, model_args) for spec in args.ckpt], pairs
-
-
-def _model_args(pairs: Sequence[str]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise UserError(f"--model-arg {pair}: expected KEY=VALUE, such as pad_type=same")
-        try:
-            out[key] = literal_eval(value)
-        except (ValueError, SyntaxError):
-            out[key] = value
-    return out
+    arguments = model_args(args.model_arg)
+    return [Request(spec, args.model, arguments) for spec in args.ckpt], pairs
 
 
 def _open_data(args: argparse.Namespace, subject: Subject) -> EvalData:

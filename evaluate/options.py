@@ -1,0 +1,35 @@
+"""Command-line options that several commands share: which model a weight file belongs to."""
+
+from __future__ import annotations
+
+import argparse
+from ast import literal_eval
+from collections.abc import Sequence
+from typing import Any
+
+from common.errors import UserError
+
+
+def add_model_options(parser: Any) -> None:
+    """Add `--model` and `--model-arg` to a parser or a group of one."""
+    assert isinstance(parser, argparse._ActionsContainer)
+    parser.add_argument("--model", help="architecture of a weight file: a zoo name (convnext_t_dcls) or timm:NAME")
+    parser.add_argument("--model-arg", action="append", default=[], metavar="KEY=VALUE", help="of --model; repeatable")
+
+
+def model_args(pairs: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` pairs -> arguments; values that are no Python literals are taken as text.
+
+    Raises:
+        UserError: a pair without a key or an equals sign.
+    """
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise UserError(f"--model-arg {pair}: expected KEY=VALUE, such as pad_type=same")
+        try:
+            out[key] = literal_eval(value)
+        except (ValueError, SyntaxError):
+            out[key] = value
+    return out
