@@ -23,9 +23,9 @@ from evaluate.metrics import MEASURES, parse_measure
 from evaluate.options import add_model_options, model_args
 from evaluate.processes import Processes, start_processes
 from evaluate.protocols import PROTOCOLS
-from evaluate.report import write_report
+from evaluate.report import measure_table, write_report
 from evaluate.runner import RunOptions
-from evaluate.scores import comparison_table, make_scores, score_table, write_scores, write_tensorboard
+from evaluate.scores import comparison_table, make_scores, plain_table, score_table, write_scores, write_tensorboard
 from evaluate.study import STUDIES, study_pairs, study_plan, study_requests
 from evaluate.subjects import Subject
 
@@ -190,6 +190,9 @@ def _finish(
     write_report(args.out, scores, comparisons, result.groups, gallery, columns, charts)
     write_tensorboard(args.out / "tensorboard", scores)
     print(score_table(scores))
+    if options.measures:
+        _, head, rows = measure_table(scores)
+        print(f"\n{plain_table(head, rows)}")
     if comparisons:
         print(f"\n{comparison_table(comparisons)}")
     print(f"scores, per-image table and report: {args.out}/scores.json, per_image.parquet, report.html")

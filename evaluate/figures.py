@@ -49,6 +49,21 @@ def accuracy_scatter(scores: Scores) -> Figure:
     return figure
 
 
+def measure_curves(scores: Scores, name: str) -> Figure:
+    """Mean curve of a measure such as Insertion, a line an explainer, for one checkpoint."""
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for item in scores:
+        found = item["measures"][name]
+        share = [100 * n / (len(found["curve"]) - 1) for n in range(len(found["curve"]))]
+        axes.plot(share, found["curve"], label=f"{item['explainer']} ({found['value']:.3f})")
+    axes.set_xlabel("pixels (%), the most salient first")
+    axes.set_ylabel("probability")
+    axes.set_title(f"{name}, {scores[0]['checkpoint']}")
+    axes.legend(fontsize=7)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Scores], Figure]] = {"bars": bar_chart, "accuracy": accuracy_scatter}
 
 
@@ -66,16 +81,28 @@ def write_figures(folder: Path, scores: Scores) -> dict[str, str]:
     for item in scores:
         if item["alignment"] is not None:
             families.setdefault((item["explainer"], item["protocol"]), []).append(item)
-    pictures = {}
-    for (explainer, protocol), members in families.items():
-        for kind, draw in FIGURES.items():
-            name = f"{kind}-{explainer}-{protocol}"
-            figure = draw(members)
-            for suffix in ("png", "pdf"):
-                with atomic_file(folder / f"{name}.{suffix}") as temporary:
-                    figure.savefig(temporary, format=suffix, dpi=160)
-            pictures[name] = _svg(figure)
-    return pictures
+    figures = {
+        f"{kind}-{explainer}-{protocol}": draw(members)
+        for (explainer, protocol), members in families.items()
+        for kind, draw in FIGURES.items()
+    }
+    protocol = scores[0]["protocol"]
+    for checkpoint in dict.fromkeys(item["checkpoint"] for item in scores):
+        members = [s for s in scores if (s["checkpoint"], s["protocol"]) == (checkpoint, protocol)]
+        for name in ("insertion", "deletion"):
+            curves = [s for s in members for m in s["measures"] if m.startswith(name) and s["measures"][m]["curve"]]
+            if curves:
+                asked = next(m for m in curves[0]["measures"] if m.startswith(name))
+                figures[f"{name}--{checkpoint}"] = measure_curves(curves, asked)
+    for name, figure in figures.items():
+        for suffix in ("png", "pdf"):
+            with atomic_file(folder / f"{_file_name(name)}.{suffix}") as temporary:
+                figure.savefig(temporary, format=suffix, dpi=160)
+    return {name: _svg(figure) for name, figure in figures.items()}
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
 
 
 def _svg(figure: Figure) -> str:

@@ -96,6 +96,8 @@ def _tables(scores: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, An
     tables: list[Table] = [(title, head, rows)]
     if comparisons:
         tables.insert(0, _comparison_table(scores, comparisons))
+    if scores[0]["measures"]:
+        tables.append(measure_table(scores))
     if effects := protocol_effect(scores):
         head = ["checkpoint", "explainer", "paper", "aligned", "aligned - paper"]
         rows = [
@@ -135,6 +137,30 @@ def _comparison_table(scores: Sequence[dict[str, Any]], comparisons: Sequence[di
         for c in comparisons
     ]
     return "Comparisons, paired over images", head, rows
+
+
+def measure_table(scores: Sequence[dict[str, Any]]) -> Table:
+    """Methods by measures, with the rank among the explainers of one checkpoint behind each value."""
+    first: dict[tuple[str, str], dict[str, Any]] = {}  # measures do not depend on the protocol
+    for item in scores:
+        first.setdefault((item["checkpoint"], item["explainer"]), item["measures"])
+    names = list(scores[0]["measures"])
+    better = {name: scores[0]["measures"][name]["better"] for name in names}
+    head = ["checkpoint", "explainer", *(f"{name} ({better[name]} is better)" for name in names)]
+    rows = []
+    for (checkpoint, explainer), measures in first.items():
+        cells = []
+        for name in names:
+            rivals = [
+                m[name]["value"] for (c, _), m in first.items() if c == checkpoint and m[name]["value"] is not None
+            ]
+            value = measures[name]["value"]
+            ahead = (
+                sum(v > value if better[name] == "higher" else v < value for v in rivals) if value is not None else 0
+            )
+            cells.append(figure(value) if value is None else f"{figure(value)} (rank {ahead + 1})")
+        rows.append([checkpoint, explainer, *cells])
+    return "Methods by measures", head, rows
 
 
 def _html_table(table: Table) -> str:
@@ -218,6 +244,11 @@ def _provenance(scores: Sequence[dict[str, Any]]) -> dict[str, str]:
             for s in {s["checkpoint"]: s for s in scores}.values()
         ),
         "explained class": "the true label",
+        **{f"explainer {name}": note for name, note in item.get("explainer_notes", {}).items()},
+        **{
+            f"measure {name}": f"{found['better']} is better; {found['settings']}; defined for {found['defined']} images"
+            for name, found in item["measures"].items()
+        },
         "protocol paper": "the human map covers the whole frame; images with a constant map are left out",
         "protocol aligned": "the human map is cut to the model's field of view; images with a constant map score 0",
         "interval": "95 %, percentile bootstrap over images, 10,000 resamples, seed " + str(item["seed"]),
