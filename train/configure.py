@@ -34,7 +34,6 @@ SMOKE: dict[str, Any] = {
         "train_images": 24,
         "val_images": 6,
     },
-    "snapshots": {"every_updates": 1},
     "log": {"every": 1},
 }
 """What `smoke=true` lays over a recipe."""

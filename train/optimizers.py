@@ -43,6 +43,8 @@ def parameter_groups(model: nn.Module, optim: OptimSettings, positions: Position
             kind = "decay"
         decay = optim.weight_decay if kind == "decay" else 0.0
         new = {"params": [], "names": [], "kind": kind, "lr_scale": scale, "weight_decay": decay}
+        if kind == "positions":
+            new["use_fallback"] = True  # timm's Muon would orthogonalise them; other optimisers ignore the key
         group = groups.setdefault((kind, scale), new)
         group["params"].append(parameter)
         group["names"].append(name)

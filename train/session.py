@@ -201,8 +201,9 @@ def _resume(state: TrainState, folder: RunFolder, snapshot: Path | None, setting
     log.info("continuing %s after update %d (%s)", folder.path, now.update, snapshot.name)
     if before.processes != now.processes:
         log.warning(
-            "the snapshot was made with %d process(es), now there are %d. The order of the data changes: an update sees "
-            "the same pictures, but split in another way, with other mixing and BatchNorm statistics: its loss differs",
+            "the snapshot was made with %d process(es), now there are %d. The order of the data changes: an update "
+            "sees the same pictures, but split in another way, with other mixing and BatchNorm statistics, so its "
+            "loss differs",
             before.processes,
             now.processes,
         )
