@@ -4,6 +4,8 @@
 # make bench  the benchmarks
 PYTHON ?= python3
 BIN := .venv/bin
+# Threads that spin while they wait take the core the loader needs.
+export OMP_WAIT_POLICY := PASSIVE
 RUNS := runs/demo
 
 .PHONY: demo test check bench clean

@@ -92,7 +92,10 @@ def save_checkpoint(
     tensors, aliases = distinct_state(model)
     with atomic_folder(folder) as temporary:
         weights = temporary / "model.safetensors"
+        weights.touch()  # safetensors would make it readable for its owner only
+        mode = weights.stat().st_mode
         save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, weights, metadata={"format": "pt"})
+        weights.chmod(mode)
         config = dataclasses.replace(
             config, shared=aliases, versions=library_versions(), weights_sha256=sha256(weights)
         )

@@ -39,7 +39,7 @@ class SceneConfig:
     """
 
     size: int = 64
-    difficulty: float = 0.5
+    difficulty: float = 0.6
     seed: int = 0
 
     def __post_init__(self) -> None:

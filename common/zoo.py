@@ -64,7 +64,7 @@ _CONVNEXT = ModelTransform(256, 224)
 _METAFORMER = ModelTransform(224, 224)
 _FASTVIT = ModelTransform(256, 256)
 _RESNET = ModelTransform(235, 224)
-_DEMO = ModelTransform(64, 64, "bilinear")
+_DEMO = ModelTransform(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 _PLAIN = (
     ZooModel("resnet50", "resnet50", "layer4", _RESNET, ("a1_in1k", "a3_in1k")),

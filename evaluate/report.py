@@ -246,7 +246,7 @@ def _provenance(scores: Sequence[dict[str, Any]]) -> dict[str, str]:
         "explained class": "the true label",
         **{f"explainer {name}": note for name, note in item.get("explainer_notes", {}).items()},
         **{
-            f"measure {name}": f"{found['better']} is better; {found['settings']}; defined for {found['defined']} images"
+            f"measure {name}": f"{found['better']} is better; {found['settings']}; {found['defined']} images"
             for name, found in item["measures"].items()
         },
         "protocol paper": "the human map covers the whole frame; images with a constant map are left out",

@@ -25,6 +25,7 @@ SMOKE: dict[str, Any] = {
     "batch_size": 2,
     "precision": "fp32",
     "compile": False,
+    "threads": 1,
     "checkpoints_dir": "runs/smoke_checkpoints",
     "data": {
         "source": "scenes",

@@ -35,7 +35,7 @@ class DataSettings:
     """scenes: pictures in an epoch."""
     val_images: int = 1200
     """scenes: pictures for validation."""
-    difficulty: float = 0.5
+    difficulty: float = 0.6
     """scenes: 0 (easy) to 1 (hard)."""
     scene_seed: int = 0
     """scenes: names the data set."""

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from common.checkpoint import CheckpointConfig, load_checkpoint, save_checkpoint
 from common.errors import UserError
 from common.surgery import DclsSpec, position_groups
-from common.transform import ModelTransform
 from common.zoo import create_model, lookup
 
 
@@ -43,7 +42,7 @@ def test_round_trip(folder):
     with torch.no_grad():
         assert torch.equal(model(x), original(x))
     assert not model.training and config.dcls == lookup("demo_dcls").dcls
-    assert config.transform == ModelTransform(64, 64, "bilinear") and config.metrics == {"top1": 91.25}
+    assert config.transform == lookup("demo_dcls").transform and config.metrics == {"top1": 91.25}
 
 
 def test_shared_positions_are_stored_once_and_tied_again(folder):
