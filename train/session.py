@@ -10,6 +10,7 @@ import json
 import logging
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -85,6 +86,8 @@ def _accelerator(settings: Settings) -> Accelerator:
         raise UserError("precision=fp16 needs a GPU; take precision=bf16 or fp32")
     precision = "no" if settings.precision == "fp32" else settings.precision
     # Every rank keeps its own BatchNorm statistics while training; they are averaged for validation.
+    # torch 2.15 has another name for the option and says so; 2.11 has only this one.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp])
     plain = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)

@@ -1,0 +1,194 @@
+"""The command as people type it: exit codes, one-line errors, the summary, and what is left behind."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from common.checkpoint import load_checkpoint
+from common.errors import UserError
+from tests.train.conftest import ROOT, launch, make_photographs, metrics
+from train.publish import publish_run, upload
+
+TINY = [
+    "recipe=demo_dcls",
+    "smoke=true",
+    "data.image_size=32",
+    "data.eval_size=32",
+    "optim.name=adamw",
+    "threads=1",
+]
+
+
+def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "train/main.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_without_a_recipe_it_lists_them() -> None:
+    run = typed()
+    assert run.returncode == 2
+    assert "convnext_b_dcls" in run.stderr and "ConvNeXt-Base with DCLS" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_recipe_without_imagenet_says_what_to_do() -> None:
+    run = typed("recipe=convnext_b_dcls")
+    assert run.returncode == 2 and "Traceback" not in run.stderr
+    message = run.stderr.strip()
+    assert message.startswith("error: ") and "\n" not in message
+    assert all(part in message for part in ("data.root=", "ROOT/train/CLASS", "ROOT/val/CLASS", "smoke=true"))
+
+
+def empty(folder: Path) -> str:
+    return f"data.root={folder}"
+
+
+def hollow_class(folder: Path) -> str:
+    (make_photographs(folder / "d") / "owl").mkdir()
+    return f"data.root={folder}/d"
+
+
+def broken_picture(folder: Path) -> str:
+    (make_photographs(folder / "d") / "fox" / "1.jpg").write_bytes(b"broken")
+    return f"data.root={folder}/d"
+
+
+@pytest.mark.parametrize(
+    ("given", "messages"),
+    [
+        (lambda folder: f"data.root={folder}/imagenet", ["no such folder", "ROOT/train/CLASS", "smoke=true"]),
+        (empty, ["holds no class folders"]),
+        (hollow_class, ["owl holds no pictures"]),
+        (broken_picture, ["fox/1.jpg does not decode", "Get the file again"]),
+        (lambda _: "optim.lrate=3", ["did you mean optim.lr?"]),
+        (lambda _: "recipe=convnext_b_dlcs", ["did you mean convnext_b_dcls"]),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(
+    tmp_path: Path, given: Callable[[Path], str], messages: list[str]
+) -> None:
+    (tmp_path / "input").mkdir()
+    argument = given(tmp_path / "input")
+    small = ["batch_size=4", "global_batch=16", "epochs=1", "data.image_size=32", "data.workers=1", "data.eval_size=32"]
+    small += ["data.source=imagefolder", "compile=false", "precision=fp32", "optim.name=adamw", "optim.args={}"]
+    where = [f"runs_dir={tmp_path}/runs", f"checkpoints_dir={tmp_path}/checkpoints"]
+    arguments = ["recipe=demo_dcls", *small, *where, argument]
+    run = typed(*arguments)
+    assert run.returncode == 2, run.stderr
+    error = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and all(message in error[0] for message in messages), run.stderr
+    assert "Traceback" not in run.stderr + run.stdout
+    assert not (tmp_path / "checkpoints").exists()
+    assert not list(tmp_path.glob("**/.*.part"))
+
+
+def test_an_error_that_one_rank_meets_is_said_by_it(tmp_path: Path) -> None:
+    """Two processes: the second one gets a picture that does not decode."""
+    root = make_photographs(tmp_path / "photos", each=2)
+    given = [*TINY, "smoke=false", "data.source=imagefolder", f"data.root={root}", "data.val_fraction=0.2", "epochs=9"]
+    given += ["data.workers=0", "global_batch=2", "batch_size=1", f"run_dir={tmp_path}/run", "publish=false"]
+    (root / "cat" / "0.jpg").write_bytes(b"broken")
+    run = launch(given, 2)
+    assert run.returncode != 0 and run.stdout is not None
+    assert "cat/0.jpg does not decode" in run.stdout.read()
+
+
+def test_a_run_leaves_everything_needed_to_watch_and_publish_it(
+    tmp_path: Path, train_here: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train_here(*TINY, "log.tensorboard=true", "positions.repulsion=true", "positions.repulsion_from_epoch=0")
+    shown = capsys.readouterr().err
+    assert "python -m evaluate --ckpt" in shown and "top-1, raw weights" in shown and "positions moved by" in shown
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    tags = events.Tags()
+    for name in ("train/loss", "train/repulsion", "train/total", "train/top1", "train/grad_norm"):
+        assert name in tags["scalars"]
+    for name in ("lr/weights", "lr/positions", "speed/images_per_second", "speed/data_share", "speed/memory_gib"):
+        assert name in tags["scalars"]
+    assert {"data/first_batch", "dcls/positions", "dcls/kernels", "dcls/displacement"} <= set(tags["images"])
+    assert any(t.startswith("P/") for t in tags["histograms"])
+    assert any("settings" in t for t in tags["tensors"])
+    for name in tags["scalars"]:
+        if not name.startswith("final/"):
+            recorded = {e.step: e.value for e in events.Scalars(name)}
+            assert recorded == pytest.approx(metrics(run, name), rel=1e-6)
+    total, loss, term = (metrics(run, f"train/{n}")[2] for n in ("total", "loss", "repulsion"))
+    assert total == pytest.approx(loss + term) and term > 0
+    # published again under another name, it is the same model
+    again = publish_run(run, "again", tmp_path / "elsewhere")
+    first = load_checkpoint(tmp_path / "checkpoints" / "demo_dcls_smoke")[1]
+    second = load_checkpoint(again)[1]
+    assert first.weights_sha256 == second.weights_sha256
+    assert {p.name for p in again.glob("*.png")} == {"curve.png", "positions.png", "displacement.png", "kernels.png"}
+    assert str(tmp_path) not in (again / "config.json").read_text().replace(second.command, "")
+
+
+def test_publishing_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no run"):
+        publish_run(tmp_path, "x", tmp_path)
+
+
+def test_a_refused_upload_never_shows_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object, **named: object) -> None:
+        raise OSError("bad token secret-token-123 at the hub")
+
+    monkeypatch.setenv("HF_TOKEN", "secret-token-123")
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
+    with pytest.raises(UserError, match="HF_TOKEN") as caught:
+        upload(tmp_path, "someone/something")
+    assert "secret" not in str(caught.value)
+
+
+def test_sharding_is_refused_with_the_reason(train_here: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.FSDP))
+    with pytest.raises(UserError, match="FSDP is not supported: the layers of a stage share one tensor"):
+        train_here(*TINY)
+
+
+def test_fp16_without_a_gpu_is_refused(train_here: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="precision=fp16 needs a GPU"):
+        train_here(*TINY, "precision=fp16")
+
+
+def test_bf16_and_clipping(train_here: Callable[..., Path], tmp_path: Path) -> None:
+    run = train_here(*TINY, "precision=bf16", "optim.clip_grad=1e-3", "ema.decay=0.9", "publish_weights=ema")
+    assert metrics(run, "train/loss").keys() == {1, 2}
+    load_checkpoint(tmp_path / "checkpoints" / "demo_dcls_smoke")
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_training(train_here: Callable[..., Path], tmp_path: Path) -> None:
+    plain = train_here(*TINY, run_dir="plain")
+    compiled = train_here(*TINY, "compile=true", run_dir="compiled")
+    assert metrics(plain, "train/loss") == pytest.approx(metrics(compiled, "train/loss"), rel=1e-3)
+    load_checkpoint(tmp_path / "checkpoints" / "demo_dcls_smoke")  # names without a prefix
+
+
+def test_validation_counts_each_picture_once_in_two_processes(tmp_path: Path, train_here: Callable[..., Path]) -> None:
+    """Seven pictures over two processes: the same scores as one process gives them."""
+    given = [*TINY, "data.val_images=7", "publish=false", "ema.decay=0.5", "optim.lr=1e-9", "eval_batch_size=2"]
+    one = train_here(*given, run_dir="one")
+    run = launch([*given, f"run_dir={tmp_path}/two"], 2)
+    assert run.stdout is not None
+    output = run.stdout.read()
+    assert run.returncode == 0 and "2 process(es)" in output, output
+    for name in ("val_raw/top1", "val_raw/top5"):
+        assert metrics(one, name) == metrics(tmp_path / "two", name)
+    for values in metrics(one, "val_raw/top1").values():
+        assert values * 7 == pytest.approx(round(values * 7))
+
+
+def test_modules_hide_no_library() -> None:
+    """`train/` is first on the import path until main.py replaces it."""
+    import importlib.metadata
+
+    installed = set(importlib.metadata.packages_distributions()) | set(sys.stdlib_module_names)
+    assert not {path.stem for path in (ROOT / "train").glob("*.py")} & (installed - {"train", "__init__"}) - {"main"}

@@ -1,0 +1,241 @@
+"""A run that was killed or stopped goes on as if nothing had happened, to the bit, through the real launchers."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.errors import UserError
+from tests.train.conftest import launch, make_photographs, metrics
+from train.configure import load_settings
+from train.run_folder import RunFolder, run_to_resume
+from train.state import clean_snapshots, list_snapshots, read_newest
+
+UPDATES = 10
+
+
+def arguments(tmp_path: Path, run: str, *more: str) -> list[str]:
+    """Photographs, mixup, cutmix, EMA and accumulation on; 18 pictures, so epochs end within updates."""
+    if not (tmp_path / "photos").exists():
+        make_photographs(tmp_path / "photos")
+    return [
+        "recipe=demo_dcls",
+        "data.source=imagefolder",
+        f"data.root={tmp_path}/photos",
+        "data.val_fraction=0.25",
+        "data.image_size=32",
+        "data.eval_size=32",
+        "data.workers=1",
+        f"updates={UPDATES}",
+        "global_batch=8",
+        "batch_size=2",
+        "augment.mixup=0.2",
+        "augment.cutmix=1.0",
+        "augment.auto=rand-m9-mstd0.5-inc1",
+        "augment.erase_prob=0.25",
+        "optim.name=adamw",
+        "optim.lr=1e-2",
+        "ema.decay=0.9",
+        "threads=1",
+        "log.every=1",
+        "log.validate_every=1",
+        "log.tensorboard=false",
+        "snapshots.every_updates=3",
+        "publish=false",
+        f"run_dir={tmp_path}/{run}",
+        *more,
+    ]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def updates_done(run: Path) -> int:
+    return len(metrics(run, "train/loss")) if (run / "metrics.jsonl").is_file() else 0
+
+
+def whole_run(tmp_path: Path, processes: int) -> Path:
+    run = launch(arguments(tmp_path, "whole"), processes)
+    assert run.returncode == 0, run.stdout.read() if run.stdout else ""
+    assert run.stdout is not None and f"{processes} process(es)" in run.stdout.read()
+    return tmp_path / "whole"
+
+
+def trainers(launcher: int) -> list[int]:
+    """Process ids of the trainers that a launcher started."""
+    out = subprocess.run(["ps", "-o", "pid=", "--ppid", str(launcher)], capture_output=True, text=True).stdout
+    return [int(pid) for pid in out.split()]
+
+
+def assert_same(one: Path, two: Path) -> None:
+    """Every figure that is not about time is the same to the bit, and so are the last weights."""
+
+    def figures(run: Path) -> list[dict[str, float]]:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in line.items() if not k.startswith("speed/")} for line in lines]
+
+    assert figures(one) == figures(two)
+    last = [torch.load(list_snapshots(r / "snapshots")[-1] / "state.pt", weights_only=True) for r in (one, two)]
+    for part in (lambda s: s["model"], lambda s: s["ema"]["model"]):
+        first, second = (part(state) for state in last)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, processes: int) -> None:
+    whole = whole_run(tmp_path, processes)
+    assert metrics(whole, "train/loss").keys() == set(range(1, UPDATES + 1))
+    killed = launch(arguments(tmp_path, "killed"), processes, wait=False)
+    wait_for(lambda: updates_done(tmp_path / "killed") >= 5 or killed.poll() is not None)
+    for pid in [*trainers(killed.pid), killed.pid] if processes > 1 else [killed.pid]:
+        os.kill(pid, signal.SIGKILL)
+    killed.wait()
+    assert 5 <= updates_done(tmp_path / "killed") < UPDATES
+    resumed = launch(arguments(tmp_path, "killed", "resume=auto"), processes)
+    assert resumed.returncode == 0
+    assert resumed.stdout is not None and "continuing" in resumed.stdout.read()
+    assert_same(whole, tmp_path / "killed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_after_the_update_and_the_run_continues(tmp_path: Path, number: int) -> None:
+    stopped = launch(arguments(tmp_path, "stopped", "snapshots.every_updates=null", "updates=400"), wait=False)
+    wait_for(lambda: updates_done(tmp_path / "stopped") >= 2)
+    os.kill(stopped.pid, number)
+    assert stopped.wait(timeout=60) == 0
+    place = list_snapshots(tmp_path / "stopped" / "snapshots")
+    done = updates_done(tmp_path / "stopped")
+    assert len(place) == 1 and int(place[0].name.removeprefix("update_")) == done < 400
+
+
+def test_sigterm_then_resume_is_the_whole_run_with_two_processes(tmp_path: Path) -> None:
+    whole = whole_run(tmp_path, 2)
+    stopped = launch(arguments(tmp_path, "stopped", "snapshots.every_updates=null"), 2, wait=False)
+    wait_for(lambda: updates_done(tmp_path / "stopped") >= 3)
+    stopped.terminate()  # torchrun passes it on
+    stopped.wait(timeout=60)
+    wait_for(lambda: list_snapshots(tmp_path / "stopped" / "snapshots"))
+    assert updates_done(tmp_path / "stopped") < UPDATES
+    assert launch(arguments(tmp_path, "stopped", "resume=auto"), 2).returncode == 0
+    assert_same(whole, tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
+def test_trainers_whose_torchrun_has_gone_write_a_snapshot(tmp_path: Path, number: int) -> None:
+    launcher = launch(arguments(tmp_path, "orphan", "snapshots.every_updates=null", "updates=400"), 2, wait=False)
+    wait_for(lambda: updates_done(tmp_path / "orphan") >= 2)
+    ranks = trainers(launcher.pid)
+    assert len(ranks) == 2
+    os.kill(launcher.pid, number)
+    wait_for(lambda: list_snapshots(tmp_path / "orphan" / "snapshots"))
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks))
+    assert updates_done(tmp_path / "orphan") < 400
+
+
+def test_accelerate_launch_that_dies_of_sigterm(tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    given = arguments(tmp_path, "accelerate", "snapshots.every_updates=null", "updates=400")
+    started = launch(given, launcher=launcher, wait=False)
+    wait_for(lambda: updates_done(tmp_path / "accelerate") >= 2)
+    ranks = trainers(started.pid)
+    assert len(ranks) == 1
+    started.terminate()
+    wait_for(lambda: list_snapshots(tmp_path / "accelerate" / "snapshots"))
+    wait_for(lambda: not Path(f"/proc/{ranks[0]}").exists())
+
+
+# --- in one process -----------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_newest_snapshot_is_reported_and_the_one_before_it_taken(
+    tmp_path: Path, train_here: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dropout = ["model=timm:resnet10t", "model_args.drop_rate=0.5"]  # so that the model draws random numbers, too
+    given = [*arguments(tmp_path, "run"), "data.workers=0", *dropout]
+    whole = train_here(*given, "updates=6", "snapshots.every_updates=2", "snapshots.keep_last=3")
+    shutil.copytree(whole, tmp_path / "whole")
+    newest = list_snapshots(whole / "snapshots")[-1]
+    content = bytearray((newest / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "state.pt").write_bytes(content)
+    train_here(*given, "updates=6", "snapshots.every_updates=2", "resume=auto")
+    reported = capsys.readouterr().err
+    assert "update_00000006: state.pt is not what was written" in reported and "taking the one before" in reported
+    assert "after update 4" in reported
+    assert_same(tmp_path / "whole", whole)
+
+
+def test_another_number_of_processes_is_said(
+    tmp_path: Path, train_here: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch(arguments(tmp_path, "two", "updates=3"), 2).returncode == 0
+    train_here(*arguments(tmp_path, "two", "updates=5", "resume=auto", "data.workers=0"))
+    reported = capsys.readouterr().err
+    assert "made with 2 process(es), now there are 1. The order of the data changes" in reported
+    assert metrics(tmp_path / "two", "train/loss").keys() == {1, 2, 3, 4, 5}
+
+
+def test_other_data_or_batches_are_refused(tmp_path: Path, train_here: Callable[..., Path]) -> None:
+    given = [*arguments(tmp_path, "run", "updates=2"), "data.workers=0"]
+    train_here(*given)
+    for change, name in (
+        ("seed=1", "seed=0"),
+        ("global_batch=4", "global_batch=8"),
+        ("data.val_fraction=0.5", "images"),
+    ):
+        with pytest.raises(UserError, match=name):
+            train_here(*given, change, "resume=auto")
+    with pytest.raises(UserError, match="holds a run already"):
+        train_here(*given)
+    with pytest.raises(UserError, match="no run or snapshot"):
+        train_here(*given, f"resume={tmp_path}/nowhere")
+
+
+def test_retention(tmp_path: Path) -> None:
+    for update in range(1, 11):
+        (tmp_path / f"update_{update:08d}").mkdir()
+    clean_snapshots(tmp_path, keep_last=2, keep_every=4)
+    assert [int(p.name[7:]) for p in list_snapshots(tmp_path)] == [4, 8, 9, 10]
+    with pytest.raises(UserError, match=r"no whole snapshot \(4 damaged\)"):
+        read_newest(tmp_path)
+
+
+def test_auto_takes_the_newest_run_that_left_a_snapshot(tmp_path: Path) -> None:
+    settings = load_settings(["recipe=demo", f"runs_dir={tmp_path}", "resume=auto"])
+    assert run_to_resume(settings) is None
+    (tmp_path / "demo" / "20260101" / "snapshots" / "update_00000001").mkdir(parents=True)
+    (tmp_path / "demo" / "20260102").mkdir()
+    assert run_to_resume(settings) == (RunFolder(tmp_path / "demo" / "20260101"), None)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_snapshot(
+    tmp_path: Path, train_here: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import train.loop
+
+    real = train.loop.classification_loss
+    calls = iter(range(1000))
+
+    def poisoned(*given: Any) -> torch.Tensor:
+        loss = real(*given)
+        return loss * float("nan") if next(calls) == 4 * 4 + 1 else loss  # in the fifth update
+
+    monkeypatch.setattr(train.loop, "classification_loss", poisoned)
+    given = [*arguments(tmp_path, "run", "snapshots.every_updates=2"), "data.workers=0", "log.every=100"]
+    with pytest.raises(UserError, match="not finite in update 5, rank 0"):
+        train_here(*given)
+    assert [p.name for p in list_snapshots(tmp_path / "run" / "snapshots")] == ["update_00000002", "update_00000004"]
