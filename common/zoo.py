@@ -195,23 +195,23 @@ def create_model(
     """
     entry = lookup(name)
     classes = entry.num_classes if num_classes is None else num_classes
-    if entry.architecture == "demo_net":
-        if pretrained:
-            raise UserError(f"{name} has no weights on the hub; its checkpoint is checkpoints/{name}")
-        model: nn.Module = DemoNet(num_classes=classes, **model_args)
-    else:
-        weights = f"{entry.architecture}.{entry.tags[0]}" if pretrained and entry.tags else entry.architecture
-        try:
+    if entry.architecture == "demo_net" and pretrained:
+        raise UserError(f"{name} has no weights on the hub; its checkpoint is checkpoints/{name}")
+    weights = f"{entry.architecture}.{entry.tags[0]}" if pretrained and entry.tags else entry.architecture
+    try:
+        if entry.architecture == "demo_net":
+            model: nn.Module = DemoNet(num_classes=classes, **model_args)
+        else:
             model = timm.create_model(weights, pretrained=pretrained, num_classes=classes, **model_args)
-        except TypeError as error:
-            raise UserError(f"{name}: the architecture refuses its arguments {model_args}: {error}") from error
-        except (OSError, RuntimeError) as error:
-            if not pretrained:
-                raise
-            raise UserError(
-                f"{name}: the weights {weights} could not be fetched ({type(error).__name__}: {error}). Without a "
-                f"connection, give a local file: --ckpt FILE --model {name}"
-            ) from error
+    except TypeError as error:
+        raise UserError(f"{name}: the architecture refuses its arguments {model_args}: {error}") from error
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise UserError(
+            f"{name}: the weights {weights} could not be fetched ({type(error).__name__}: {error}). Without a "
+            f"connection, give a local file: --ckpt FILE --model {name}"
+        ) from error
     spec = dcls or entry.dcls
     if spec is not None:
         replace_convs(model, spec)

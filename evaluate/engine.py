@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -99,6 +100,8 @@ def evaluate_requests(
         checkpoints[subject.name] = _describe(subject, digest)
         if processes.is_main:
             seconds = store.seconds(len(chunks))
+            if not sys.stderr.isatty():  # where no bar was drawn
+                print(f"{subject.name}: {len(indices)} images in {seconds:.0f} s", flush=True)
             checkpoints[subject.name] |= {"seconds": seconds, "images_per_second": len(indices) / max(seconds, 1e-9)}
             if options.bf16 and data.has_human_maps:
                 checkpoints[subject.name]["bf16_deviation"] = _report_bf16(subject, data, indices, options)
@@ -123,7 +126,7 @@ def _measure_chunks(
     finished = processes.from_main(store.finished(len(chunks)))
     total = sum(len(chunk) for chunk in chunks)
     shown = options.progress and processes.is_main
-    with tqdm(total=total, desc=subject.name, unit="img", disable=not shown) as bar:
+    with tqdm(total=total, desc=subject.name, unit="img", disable=None if shown else True) as bar:
         for number, chunk in enumerate(chunks):
             if number not in finished:
                 start = time.perf_counter()

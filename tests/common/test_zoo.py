@@ -108,6 +108,7 @@ def test_a_wrong_name_gets_the_nearest_right_one(name, message):
         create_model(name)
 
 
-def test_arguments_the_architecture_does_not_take():
-    with pytest.raises(UserError, match=r"convnext_t.*no_such"):
-        create_model("convnext_t", no_such=1)
+@pytest.mark.parametrize("name", ["convnext_t", "demo"])
+def test_arguments_the_architecture_does_not_take(name):
+    with pytest.raises(UserError, match=rf"{name}.*no_such"):
+        create_model(name, no_such=1)
