@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--out", type=Path, default=Path("results/latest"), help="folder of results (%(default)s)")
     how.add_argument("--batch-size", type=int, default=32)
     how.add_argument("--workers", type=int, default=2, help="processes that read pictures")
+    how.add_argument("--skip-bad", action="store_true", help="leave out and list images that cannot be read")
     how.add_argument("--seed", type=int, default=0, help="of --limit, the bootstrap and untrained weights")
     how.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the features; the head is fp32")
     how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -103,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.precision == "bf16",
         processes.device,
         MicroBatch(args.micro_batch, processes.device),
+        skip_bad=args.skip_bad,
     )
     result = evaluate_requests(
         requests, lambda subject: _open_data(args, subject), options, processes, args.out, args.limit, args.seed

@@ -7,7 +7,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -259,6 +259,8 @@ class Batch:
     image_ids: list[str]
     boxes: list[Tensor] | None = None
     """For each image its objects (n, 4), x0, y0, x1, y1 in pixels of `pixels`, not clipped."""
+    bad: list[str] = field(default_factory=list)
+    """What is wrong with the pictures that were left out; only where that was asked for."""
 
 
 _Item = tuple[Tensor, Tensor | None, int, int, str, Tensor | None]
@@ -287,31 +289,49 @@ class _Items(Dataset[_Item | UserError]):
         return self.geometry(picture.image), picture.human, picture.label, index, picture.image_id, boxes
 
 
-def _collate(items: list[_Item | UserError]) -> Batch | UserError:
-    good = []
-    for item in items:
-        if isinstance(item, UserError):
-            return item
-        good.append(item)
+def _collate(items: list[_Item | UserError]) -> Batch | list[UserError]:
+    bad = [item for item in items if isinstance(item, UserError)]
+    good = [item for item in items if not isinstance(item, UserError)]
+    if not good:
+        return bad
     pixels, human, labels, indices, ids, boxes = zip(*good)
     maps = None if human[0] is None else torch.stack(human)
     objects = None if boxes[0] is None else list(boxes)
-    return Batch(torch.stack(pixels), maps, torch.tensor(labels), torch.tensor(indices), list(ids), objects)
+    batch = Batch(torch.stack(pixels), maps, torch.tensor(labels), torch.tensor(indices), list(ids), objects)
+    batch.bad = [str(error) for error in bad]
+    return batch
 
 
 def load_batches(
-    data: EvalData, transform: ModelTransform, indices: Sequence[int], batch_size: int, workers: int
+    data: EvalData,
+    transform: ModelTransform,
+    indices: Sequence[int],
+    batch_size: int,
+    workers: int,
+    skipped: list[str] | None = None,
 ) -> Iterator[Batch]:
     """The pictures at `indices` in that order, in batches, read and transformed by `workers` processes.
 
+    Args:
+        data: where they are.
+        transform: of the model.
+        indices: places in the data set.
+        batch_size: pictures at once.
+        workers: processes; 0 reads here.
+        skipped: receives what is wrong with a picture that cannot be read, which is then left out.
+
     Raises:
-        UserError: a picture cannot be read.
+        UserError: a picture cannot be read and `skipped` is None.
     """
     items = _Items(data, transform, indices)
     for batch in DataLoader(items, batch_size, collate_fn=_collate, num_workers=workers):
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+        bad = batch.bad if isinstance(batch, Batch) else [str(error) for error in batch]
+        if bad and skipped is None:
+            raise UserError(bad[0])
+        if skipped is not None:
+            skipped += bad
+        if isinstance(batch, Batch):
+            yield batch
 
 
 def choose_indices(count: int, limit: int | None, seed: int) -> np.ndarray:

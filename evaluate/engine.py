@@ -110,7 +110,8 @@ def evaluate_requests(
         merge_parts(out / "per_image.parquet", stores, len(chunks))
         for store in stores:
             groups |= collect(store.tables(len(chunks)), options.measures)
-    return Evaluation(data, len(indices), _partial(data, len(indices), seed), checkpoints, groups)
+    partial = _partial(data, len(indices), seed, next(iter(groups.values())) if groups else None)
+    return Evaluation(data, len(indices), partial, checkpoints, groups)
 
 
 def _measure_chunks(
@@ -124,6 +125,7 @@ def _measure_chunks(
     if processes.is_main:
         store.remove_others()
     finished = processes.from_main(store.finished(len(chunks)))
+    bad: list[str] = []
     total = sum(len(chunk) for chunk in chunks)
     shown = options.progress and processes.is_main
     with tqdm(total=total, desc=subject.name, unit="img", disable=None if shown else True) as bar:
@@ -132,20 +134,25 @@ def _measure_chunks(
                 start = time.perf_counter()
                 share = chunk[processes.rank :: processes.world]
 
-                def produce(share: Sequence[int] = share) -> list[Row]:
+                skipped: list[str] = []
+
+                def produce(share: Sequence[int] = share, skipped: list[str] = skipped) -> list[Row]:
                     rows: list[Row] = []
-                    for batch_rows, count in measure(subject, data, share, options):
+                    for batch_rows, count in measure(subject, data, share, options, skipped):
                         rows += batch_rows
                         bar.update(count * processes.world)
                     return rows
 
                 rows = processes.gather(produce)
+                bad += processes.gather(lambda skipped=skipped: skipped)  # type: ignore[misc]
                 if processes.is_main:
                     order = {index: place for place, index in enumerate(chunk)}
                     rows.sort(key=lambda row: order[row["index"]])
                     store.write(number, rows, time.perf_counter() - start)
         bar.n = total
         bar.refresh()
+    if bad and processes.is_main:
+        print(f"{subject.name}: {len(bad)} images left out:\n  " + "\n  ".join(bad))
     if finished and processes.is_main:
         print(f"{subject.name}: {len(finished)} of {len(chunks)} parts kept from an earlier start")
 
@@ -186,6 +193,7 @@ def _question(
         "protocols": options.protocols,
         "measures": options.measures,
         "bf16": options.bf16,
+        "skip_bad": options.skip_bad,
         "versions": library_versions(),
         "code": code_digest(),
     }
@@ -212,8 +220,10 @@ def _report_bf16(subject: Subject, data: EvalData, indices: Sequence[int], optio
     return deviation
 
 
-def _partial(data: EvalData, count: int, seed: int) -> str:
+def _partial(data: EvalData, count: int, seed: int, group: Group | None) -> str:
     reasons = []
+    if group is not None and len(group.index) < count:
+        reasons.append(f"{count - len(group.index)} images could not be read (--skip-bad)")
     if count < len(data):
         reasons.append(f"{count} of {len(data)} images (--limit, seed {seed})")
     if data.missing_parts:

@@ -40,12 +40,16 @@ class RunOptions:
     micro_batch: MicroBatch | None = None
     """Images at once where a method needs many forward passes; None: adapts to memory."""
     progress: bool = True
+    skip_bad: bool = False
+    """Leave out pictures that cannot be read instead of stopping."""
 
 
 def measure(
-    subject: Subject, data: EvalData, indices: Sequence[int], options: RunOptions
+    subject: Subject, data: EvalData, indices: Sequence[int], options: RunOptions, skipped: list[str] | None = None
 ) -> Iterator[tuple[list[Row], int]]:
     """Rows of the images at `indices`, batch by batch, with the number of images.
+
+    `skipped` receives what is wrong with images that were left out, see `RunOptions.skip_bad`.
 
     A row holds `image_id`, `index`, `checkpoint`, `label`, `predicted`, `correct`; of each explainer `explainer`
     and the measures asked for; with human maps, for each protocol, `protocol`, `spearman` (None where a map is
@@ -62,7 +66,8 @@ def measure(
             "evaluate it on the data it was trained for"
         )
     subject.to(options.device)
-    for batch in load_batches(data, subject.transform, indices, options.batch_size, options.workers):
+    skipped = skipped if options.skip_bad else None
+    for batch in load_batches(data, subject.transform, indices, options.batch_size, options.workers, skipped):
         yield measure_batch(subject, data, batch, options), len(batch.labels)
 
 

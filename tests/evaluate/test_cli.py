@@ -99,7 +99,7 @@ def test_a_killed_run_continues_where_it_was(checkpoint, tmp_path, monkeypatch, 
     whole = pq.read_table(tmp_path / "whole" / "per_image.parquet")
     measured = engine.measure
 
-    def killed(subject, data, indices, options, calls=[]):  # noqa: B006
+    def killed(subject, data, indices, options, skipped=None, calls=[]):  # noqa: B006
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -146,6 +146,25 @@ def test_a_bad_record_on_one_process_stops_both_with_a_message(clickme_root, tmp
     )  # fmt: skip
     assert found.returncode != 0
     assert found.stderr.count("error: ") == 1 and "val-0.tfrecords" in found.stderr and "record 1" in found.stderr
+
+
+def test_skip_bad_leaves_damaged_records_out_lists_them_and_says_so(clickme_root, tmp_path, capsys):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    content = bytearray((clickme_root / "val-0.tfrecords").read_bytes())
+    for record in (1, 2):
+        content[int(index_records(clickme_root / "val-0.tfrecords").offsets[record]) + 200] ^= 1
+    (folder / "val-0.tfrecords").write_bytes(content)
+    arguments = ["--ckpt", "untrained", "--model", "timm:resnet18", "--data-root", str(folder), "--workers", "0"]
+    with pytest.raises(UserError, match="record 1"):
+        main([*arguments, "--out", str(tmp_path / "out")])
+    main([*arguments, "--out", str(tmp_path / "out"), "--skip-bad", "--batch-size", "2"])
+    printed = capsys.readouterr().out
+    assert "2 images left out" in printed and "record 1" in printed and "record 2" in printed
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores[0]["n_images"] == 2 and "2 images could not be read" in scores[0]["partial"]
+    ids = set(pq.read_table(tmp_path / "out" / "per_image.parquet").column("image_id").to_pylist())
+    assert ids == {"val-0/00000", "val-0/00003"}
 
 
 def test_plain_python_exits_with_2_and_one_line(tmp_path):
