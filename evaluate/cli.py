@@ -24,7 +24,7 @@ from evaluate.options import add_model_options, model_args
 from evaluate.processes import Processes, start_processes
 from evaluate.protocols import PROTOCOLS
 from evaluate.report import measure_table, write_report
-from evaluate.runner import RunOptions
+from evaluate.runner import OTHER_HUMAN, RunOptions
 from evaluate.scores import comparison_table, make_scores, plain_table, score_table, write_scores, write_tensorboard
 from evaluate.study import STUDIES, study_pairs, study_plan, study_requests
 from evaluate.subjects import Subject
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     how = p.add_argument_group("how")
     method = "NAME[:KEY=VALUE,...]"
     default = ["grad_cam", "threshold_grad_cam"]
-    known = f"default: {' '.join(default)}; there are {', '.join(map(_with_note, EXPLAINERS.values()))}"
+    known = f"default: {' '.join(default)}; there are {', '.join(map(_with_note, EXPLAINERS.values()))}, {OTHER_HUMAN}"
     how.add_argument("--explainer", nargs="+", metavar=method, default=default, help=known)
     how.add_argument("--protocol", nargs="+", choices=PROTOCOLS, help="default: paper (with --study both)")
     further = f"further measures of each explainer: {', '.join(MEASURES)}"
@@ -116,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     for text in args.explainer:
-        parse_method(text)
+        if text != OTHER_HUMAN:
+            parse_method(text)
     for text in args.metric:
         parse_measure(text)
     for name in ("limit", "batch_size", "micro_batch"):
@@ -178,7 +179,9 @@ def _finish(
         "command": shlex.join(["python", "-m", "evaluate", *sys.argv[1:]]),
         "versions": library_versions(),
     }
-    run["explainer_notes"] = {n: note for n in options.explainers if (note := parse_method(n)[0].note)}
+    run["explainer_notes"] = {
+        n: note for n in options.explainers if n != OTHER_HUMAN and (note := parse_method(n)[0].note)
+    }
     scores = make_scores(result.groups, result.checkpoints, run, result.data.ceiling, args.seed)
     comparisons = _compare(pairs, result, scores, args.seed)
     write_scores(args.out, scores, comparisons)

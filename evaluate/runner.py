@@ -23,12 +23,16 @@ from evaluate.subjects import Subject
 Row = dict[str, Any]
 
 
+OTHER_HUMAN = "other_human"
+"""The baseline that knows where people look, but in another image: the human map of the data set's next one."""
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """How a checkpoint is measured."""
 
     explainers: tuple[str, ...] = ("grad_cam", "threshold_grad_cam")
-    """Each `NAME` or `NAME:KEY=VALUE,...`, see `evaluate.explainers`."""
+    """Each `NAME` or `NAME:KEY=VALUE,...`, see `evaluate.explainers`, or the baseline `OTHER_HUMAN`."""
     protocols: tuple[str, ...] = ("paper",)
     measures: tuple[str, ...] = ()
     """Further measures of every explainer, see `evaluate.metrics`; they do not depend on the protocol."""
@@ -78,7 +82,8 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
     images = subject.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)
     labels = batch.labels.to(device)
     explained = batch.human is not None or options.measures
-    maps = _explain(subject, images, labels, options.explainers if explained else (), options)
+    methods = [name for name in options.explainers if name != OTHER_HUMAN] if explained else []
+    maps = _explain(subject, images, labels, methods, options)
     known = zip(batch.image_ids, batch.indices.tolist(), batch.labels.tolist(), maps.logits.argmax(1).tolist())
     rows = [
         {"image_id": i, "index": n, "checkpoint": subject.name, "label": t, "predicted": p, "correct": t == p}
@@ -87,6 +92,8 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
     if not explained:
         return rows
     human = None if batch.human is None else HumanMaps(data.human_maps(batch.human.to(device)), subject, options)
+    if OTHER_HUMAN in options.explainers:
+        maps[OTHER_HUMAN] = _other_human_maps(data, batch, device)
     out: list[Row] = []
     for explainer in options.explainers:
         columns: dict[str, list[Any]] = {"explainer": [explainer] * len(rows)}
@@ -131,6 +138,14 @@ class HumanMaps:
                 "iou": (both.sum(1) / (top | human_top).sum(1).clamp(min=1)).tolist(),
                 "centre_spearman": self.centre[protocol],
             }
+
+
+def _other_human_maps(data: EvalData, batch: Batch, device: torch.device) -> Tensor:
+    stored = [data.picture((index + 1) % len(data)).human for index in batch.indices.tolist()]
+    maps = [human for human in stored if human is not None]
+    if not maps:
+        raise UserError(f"{OTHER_HUMAN} needs human maps; {data.name} has none")
+    return data.human_maps(torch.stack(maps).to(device))
 
 
 def _explain(subject: Subject, images: Tensor, labels: Tensor, methods: Sequence[str], options: RunOptions) -> Maps:
@@ -208,5 +223,6 @@ def saliency_of(subject: Subject, batch: Batch, options: RunOptions) -> dict[str
     pixels = batch.pixels.to(options.device)
     images = subject.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)
     labels = batch.labels.to(options.device)
-    maps = explain(subject.model, images, labels, options.explainers, transform=subject.transform)
+    methods = [name for name in options.explainers if name != OTHER_HUMAN]
+    maps = explain(subject.model, images, labels, methods, transform=subject.transform)
     return {name: saliency.cpu() for name, saliency in maps.items()}

@@ -9,8 +9,8 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from common.zoo import create_model
 from evaluate.explainers.grad_cam import grad_cam
+from evaluate.explainers.passes import head_pass
 from evaluate.explainers.threshold_grad_cam import threshold_grad_cam
-from evaluate.head_pass import head_pass
 
 
 def published_maps(features: np.ndarray, gradients: np.ndarray, threshold: float | None) -> np.ndarray:

@@ -131,3 +131,15 @@ def test_bf16_features_change_rows_a_little_only(checkpoint):
     full, half = (all_rows(subject, data, range(24), replace(BOTH, bf16=b)) for b in (False, True))
     differences = np.array([full[key]["spearman"] - half[key]["spearman"] for key in full])
     assert 0 < np.abs(differences).mean() < 0.1
+
+
+def test_baselines_to_read_scores_against(checkpoint):
+    data = ScenesData(64, 8)
+    options = RunOptions(("other_human", "centre"), workers=0, batch_size=3)
+    rows = all_rows(load_subject(str(checkpoint)), data, range(8), options)
+    for index in range(8):
+        human, other = data.scenes[index].human_map, data.scenes[(index + 1) % 8].human_map
+        expected = spearmanr(other.numpy().ravel(), human.numpy().ravel()).statistic
+        assert rows[f"val/{index:06d}", "other_human", "paper"]["spearman"] == pytest.approx(expected, abs=1e-6)
+        centre = rows[f"val/{index:06d}", "centre", "paper"]
+        assert centre["spearman"] == pytest.approx(centre["centre_spearman"], abs=0.02)

@@ -1,0 +1,81 @@
+"""Folders and tables of photographs: labels, boxes, and what is said when they are wrong."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import UserError
+from common.transform import ModelTransform
+from evaluate.cli import main
+from evaluate.data import FolderData, choose_indices, load_batches
+
+
+def photograph(path, size=(40, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((size[1], size[0], 3), 90, np.uint8)).save(path)
+
+
+def test_class_folders_count_in_sorted_order_and_wordnet_ids_mean_imagenet(tmp_path):
+    for name in ("b/1.png", "a/2.png", "a/1.png"):
+        photograph(tmp_path / "plain" / name)
+    data = FolderData(tmp_path / "plain")
+    assert (data.files, data.labels, data.num_classes) == (["a/1.png", "a/2.png", "b/1.png"], [0, 0, 1], 2)
+    photograph(tmp_path / "net" / "n01443537" / "1.jpg")
+    data = FolderData(tmp_path / "net")
+    assert data.labels == [1] and data.num_classes == 1000 and data.class_names[1] == "goldfish"
+
+
+def test_a_table_gives_labels_and_boxes_in_the_models_view(tmp_path):
+    photograph(tmp_path / "x.png", (60, 40))
+    (tmp_path / "t.csv").write_text('file,label,boxes\nx.png,7,"[[20, 10, 40, 30]]"\n')
+    data = FolderData(tmp_path, tmp_path / "t.csv")
+    (batch,) = load_batches(data, ModelTransform(20, 20), [0], 4, 0)
+    assert batch.labels.tolist() == [7] and batch.image_ids == ["x.png"] and batch.human is None
+    # 60x40 shrinks to 30x20 and loses 5 columns on either side.
+    assert batch.boxes[0].tolist() == [[5.0, 5.0, 15.0, 15.0]]
+
+
+def test_a_subset_is_seeded_sorted_and_without_doubles():
+    first = choose_indices(100, 10, 3)
+    assert (first == choose_indices(100, 10, 3)).all() and len(set(first.tolist())) == 10
+    assert (np.sort(first) == first).all() and (first != choose_indices(100, 10, 4)).any()
+    assert choose_indices(5, 10, 0).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "make,message",
+    [
+        (lambda root: None, "no data folder at"),
+        (lambda root: root.mkdir(), "has no class folders"),
+        (lambda root: (root / "empty").mkdir(parents=True), r"class folder .*empty holds no"),
+    ],
+)
+def test_a_folder_that_is_no_data_set(make, message, tmp_path):
+    make(tmp_path / "root")
+    with pytest.raises(UserError, match=message):
+        FolderData(tmp_path / "root")
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("name,class\na.png,3\n", "needs rows with the columns file and label"),
+        ("file,label\na.png,cat\n", r"line 2: 'a.png', 'cat'; a label is a class index"),
+        ("file,label,boxes\na.png,3,nonsense\n", "line 2: boxes 'nonsense' is no JSON list"),
+        ("", "needs rows"),
+    ],
+)
+def test_a_damaged_table_is_named_with_its_line(text, message, tmp_path):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        FolderData(tmp_path, tmp_path / "t.csv")
+
+
+def test_a_picture_that_does_not_decode_is_named_and_leaves_nothing_behind(tmp_path):
+    photograph(tmp_path / "root" / "n01443537" / "good.jpg")
+    (tmp_path / "root" / "n01443537" / "bad.jpg").write_bytes(b"not a picture")
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"bad\.jpg does not decode as a picture"):
+        main(["--ckpt", "untrained", "--model", "timm:resnet18", "--data", "imagefolder", "--data-root",
+              str(tmp_path / "root"), "--out", str(out), "--workers", "1"])  # fmt: skip
+    assert not list(out.rglob("*.*"))
