@@ -176,7 +176,8 @@ def _measure_score(name: str, group: Group) -> dict[str, Any]:
     curve = group.curves.get(name)
     value = None
     if defined:
-        value = measure.data_set_score(torch.from_numpy(values), None if curve is None else torch.from_numpy(curve))
+        detail = None if curve is None else torch.from_numpy(curve)
+        value = measure.data_set_score(torch.from_numpy(values), detail, settings)
     return {
         "value": value,
         "better": measure.better,

@@ -75,11 +75,13 @@ class Measure:
         """Its parameters and their defaults."""
         return {n: p.default for n, p in inspect.signature(self.function).parameters.items() if n != "case"}
 
-    def data_set_score(self, values: Tensor, detail: Tensor | None) -> float:
-        """The score of N images from their values (N,), or, for `box_accuracy`, from their flattened detail."""
+    def data_set_score(self, values: Tensor, detail: Tensor | None, settings: Mapping[str, Any]) -> float:
+        """The score of N images from their values (N,), or, for `box_accuracy`, from their flattened detail.
+
+        `settings` are the parameters the values were made with.
+        """
         if self.function is box_accuracy and detail is not None:
-            overlaps = len(self.parameters["overlaps"]) if detail.shape[1] % 3 == 0 else 1
-            return self.aggregate(detail.view(len(detail), -1, overlaps))
+            return self.aggregate(detail.view(len(detail), -1, len(settings["overlaps"])))
         return self.aggregate(values)
 
     def __call__(self, case: Case, **parameters: Any) -> Result:

@@ -157,3 +157,14 @@ def test_protocol_effect():
     ]
     (found,) = protocol_effect(scores)
     assert found["change"] == pytest.approx(-0.1)
+
+
+def test_box_accuracy_of_a_data_set_follows_the_settings_it_was_made_with():
+    import torch
+
+    from evaluate.metrics import MEASURES
+
+    hits = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]])  # (N, eta, delta) with two deltas
+    measure = MEASURES["box_accuracy"]
+    found = measure.data_set_score(torch.zeros(2), hits.flatten(1), {"overlaps": (0.3, 0.5)})
+    assert found == pytest.approx((1.0 + 0.5) / 2)  # best eta for each delta, then the mean
