@@ -20,7 +20,6 @@ from torch.nn.modules.utils import _pair
 INTERPOLATIONS = ("v0", "v1", "max", "gauss")
 _NORMALISATION_EPS = 1e-7
 _MIN_SIGMA = {"max": 1.0, "gauss": 0.27}  # added to |SIG|: the narrowest bump, in pixels
-_FOURIER_FROM = 13  # side of a depthwise kernel from which its weight gradient is faster by FFT on a CPU
 # The package starts `max` at SIG = 0, where d|SIG|/dSIG = 0, and so never learns it.
 _INITIAL_SIG = {"max": 0.01, "gauss": 0.23}
 
@@ -116,6 +115,77 @@ class _KernelConstruction(torch.autograd.Function):
         return to_weight, torch.stack([end[0] for end in ends]), to_sigma, None, None
 
 
+class _BilinearKernel(torch.autograd.Function):
+    """The kernel of `v0` and `v1` from the four pixels that an element touches, and its gradient by hand.
+
+    Far less work than `_KernelConstruction`, whose rows and columns are zero but for two pixels. With the values
+    r_i c_j w' at the pixels (i, j), as there. For CPUs: on a GPU the order of the sums would be left to chance.
+    """
+
+    @staticmethod
+    def forward(ctx, weight, positions, size, interpolation):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(weight, positions)
+        ctx.size, ctx.interpolation = size, interpolation
+        elements = weight.reshape(-1, weight.shape[-1])
+        (rows, columns), _, pixels, norm = _taps(positions, size, interpolation)
+        scaled = elements if norm is None else elements / norm
+        values = (rows * scaled)[:, None] * columns
+        kernel = elements.new_zeros(len(elements), size[0] * size[1])
+        kernel.scatter_add_(1, pixels, values.permute(2, 0, 1, 3).flatten(1))
+        return kernel.view(*weight.shape[:2], *size)
+
+    @staticmethod
+    def backward(ctx, upstream):  # type: ignore[no-untyped-def]
+        weight, positions = ctx.saved_tensors
+        elements = weight.reshape(-1, weight.shape[-1])
+        (rows, columns), (row_slopes, column_slopes), pixels, norm = _taps(positions, ctx.size, ctx.interpolation)
+        scaled = elements if norm is None else elements / norm
+        found = upstream.reshape(len(elements), -1).gather(1, pixels)
+        found = found.view(len(elements), 2, 2, -1).permute(1, 2, 0, 3)  # (row, column, N, k)
+        at_rows = found[:, 0] * columns[0] + found[:, 1] * columns[1]
+        at_columns = found[0] * rows[0] + found[1] * rows[1]
+        to_weight = rows[0] * at_rows[0] + rows[1] * at_rows[1]  # of w'
+        to_row = scaled * (row_slopes * at_rows).sum(0)
+        to_column = scaled * (column_slopes * at_columns).sum(0)
+        if norm is not None:
+            to_norm = -to_weight * scaled / norm
+            to_weight = to_weight / norm
+            to_row = to_row + to_norm * row_slopes.sum(0) * columns.sum(0)
+            to_column = to_column + to_norm * column_slopes.sum(0) * rows.sum(0)
+        ends = (to_row, to_column) if row_axis(ctx.interpolation) == 0 else (to_column, to_row)
+        return to_weight.view_as(weight), torch.stack(ends).view_as(positions), None, None
+
+
+def _taps(
+    positions: Tensor, size: tuple[int, int], interpolation: str
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor, Tensor | None]:
+    """What bilinear elements put where, for N = Cout * Cin/g kernels of k elements.
+
+    Returns:
+        Values at the two rows and the two columns that an element touches, and their slopes, each (2, N, k), 0
+        outside the kernel; the flat index (N, 4 k) of the pixels they meet in; what the weights are divided by,
+        (N, k) or None.
+    """
+    row = row_axis(interpolation)
+    length = positions.new_tensor(size if row == 0 else size[::-1]).view(2, 1, 1)
+    centre = positions.reshape(2, -1, positions.shape[-1]) + (length / 2).floor()
+    lower = centre.floor()
+    fraction = centre - lower
+    pixel = torch.stack((lower, lower + 1))  # (2, axis, N, k)
+    nearest = pixel.clamp(torch.zeros_like(length), length - 1)
+    inside = (pixel == nearest).to(centre.dtype)
+    values = torch.stack((1 - fraction, fraction)) * inside
+    # At an integer position the slope is one-sided for v0, and 0 for v1, as in the package.
+    slopes = inside * positions.new_tensor([-1, 1]).view(2, 1, 1, 1)
+    if interpolation != "v0":
+        slopes = slopes * fraction.sign()
+    pixels = (nearest[:, row] * size[1])[:, None] + nearest[:, 1 - row]  # (2, 2, N, k)
+    rows, columns = values[:, row], values[:, 1 - row]
+    norm = None if interpolation == "v0" else rows.sum(0) * columns.sum(0) + _NORMALISATION_EPS
+    flat = pixels.permute(2, 0, 1, 3).flatten(1).long()
+    return (rows, columns), (slopes[:, row], slopes[:, 1 - row]), flat, norm
+
+
 def _factors(
     positions: Tensor, sigma: Tensor | None, size: tuple[int, int], interpolation: str
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -150,18 +220,21 @@ def construct_kernel(
     """
     with torch.autocast(weight.device.type, enabled=False):
         dtype = torch.promote_types(positions.dtype, torch.float32)
+        weight, positions = weight.to(dtype), positions.to(dtype)
         sigma = None if sigma is None else sigma.to(dtype)
-        kernel = _KernelConstruction.apply(
-            weight.to(dtype), positions.to(dtype), sigma, dilated_kernel_size, interpolation
-        )
+        if sigma is None and weight.device.type == "cpu":
+            kernel = _BilinearKernel.apply(weight, positions, dilated_kernel_size, interpolation)
+        else:
+            kernel = _KernelConstruction.apply(weight, positions, sigma, dilated_kernel_size, interpolation)
     assert isinstance(kernel, Tensor)
     return kernel
 
 
 class _DepthwiseOnCpu(torch.autograd.Function):
-    """Depthwise convolution, stride 1, zero padding, whose weight gradient goes through the Fourier transform.
+    """Depthwise convolution, stride 1, zero padding, whose backward pass is made of forward convolutions.
 
-    The direct weight gradient of a large kernel is the slowest part of training on a CPU.
+    oneDNN's forward runs near the peak of a CPU, its direct weight gradient of a large kernel far below. Padding
+    is less than the kernel on each axis.
     """
 
     @staticmethod
@@ -175,46 +248,27 @@ class _DepthwiseOnCpu(torch.autograd.Function):
         x, kernel = ctx.saved_tensors
         to_x = to_kernel = to_bias = None
         if ctx.needs_input_grad[0]:
-            to_x = torch.ops.aten.convolution_backward(
-                upstream, x, kernel, None, (1, 1), ctx.padding, (1, 1), False, (0, 0), x.shape[1], (True, False, False)
-            )[0]
+            rest = [size - 1 - padding for size, padding in zip(kernel.shape[2:], ctx.padding)]
+            to_x = F.conv2d(upstream, kernel.flip(2, 3), None, 1, rest, 1, x.shape[1])
         if ctx.needs_input_grad[1]:
-            to_kernel = _depthwise_weight_gradient(x, upstream, kernel.shape[2:], ctx.padding).to(kernel.dtype)
+            to_kernel = _depthwise_weight_gradient(x, upstream, ctx.padding).to(kernel.dtype)
         if ctx.has_bias and ctx.needs_input_grad[2]:
             to_bias = upstream.sum((0, 2, 3))
         return to_x, to_kernel, to_bias, None
 
 
-def _depthwise_weight_gradient(x: Tensor, upstream: Tensor, size: torch.Size, padding: tuple[int, int]) -> Tensor:
+def _depthwise_weight_gradient(x: Tensor, upstream: Tensor, padding: tuple[int, int]) -> Tensor:
     """Correlate (B, C, H, W) with (B, C, H', W'), summed over the batch: (C, 1, K0, K1).
 
-    Element i of an axis is the lag i - padding; a period of at least length plus the largest lag keeps the lags
-    apart.
+    It is the depthwise convolution of one image of B * C channels with a kernel of H' x W'.
     """
-    periods = []
-    for axis in (0, 1):
-        lag = max(padding[axis], size[axis] - 1 - padding[axis])
-        periods.append(_fast_length(max(x.shape[2 + axis], upstream.shape[2 + axis]) + lag))
+    batch, channels = x.shape[:2]
     dtype = torch.promote_types(x.dtype, torch.float32)
-    spectrum = torch.fft.rfft2(upstream.to(dtype).contiguous(), s=periods).conj()
-    spectrum = (spectrum * torch.fft.rfft2(x.to(dtype).contiguous(), s=periods)).sum(0)
-    correlation = torch.fft.irfft2(spectrum, s=periods)
-    for axis in (0, 1):
-        lags = torch.arange(size[axis], device=x.device) - padding[axis]
-        correlation = correlation.index_select(1 + axis, lags.remainder(periods[axis]))
-    return correlation[:, None]
-
-
-def _fast_length(length: int) -> int:
-    """The next length whose only prime factors are 2, 3 and 5."""
-    while True:
-        rest = length
-        for factor in (2, 3, 5):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return length
-        length += 1
+    # (H, W, B * C) in memory: channels_last, which oneDNN wants
+    images = x.to(dtype).permute(2, 3, 0, 1).reshape(1, *x.shape[2:], batch * channels).permute(0, 3, 1, 2)
+    kernels = upstream.to(dtype).reshape(batch * channels, 1, *upstream.shape[2:])
+    products = F.conv2d(images, kernels, None, 1, padding, 1, batch * channels)
+    return products.view(batch, channels, 1, *products.shape[2:]).sum(0)
 
 
 class DclsConv2d(_DclsNd):
@@ -299,6 +353,7 @@ class DclsConv2d(_DclsNd):
         """Convolve (B, Cin, H, W) with the kernel that the present positions make."""
         kernel = self.kernel().to(self.weight.dtype)
         if self._takes_depthwise_path(x):
+            x = x.contiguous(memory_format=torch.channels_last)
             if torch.is_autocast_enabled("cpu"):
                 half = torch.get_autocast_dtype("cpu")
                 bias = None if self.bias is None else self.bias.to(half)
@@ -316,7 +371,7 @@ class DclsConv2d(_DclsNd):
             and self.groups == self.in_channels == self.out_channels
             and self.stride == (1, 1)
             and self.padding_mode == "zeros"
-            and min(self.dilated_kernel_size) >= _FOURIER_FROM
+            and all(padding < size for padding, size in zip(self.padding, self.dilated_kernel_size))
             and x.ndim == 4
         )
 

@@ -239,6 +239,25 @@ def test_construction_saves_far_less_than_the_package():
     assert saved_bytes(ours) * 4 < saved_bytes(theirs)
 
 
+@pytest.mark.parametrize("interpolation", ["v0", "v1"])
+@pytest.mark.parametrize("size", [(7, 7), (4, 6)])
+def test_four_pixels_an_element_equal_whole_rows_and_columns(interpolation, size):
+    """A CPU builds bilinear kernels from the pixels that are not zero, a GPU from products."""
+    torch.manual_seed(0)
+    weight = torch.randn(3, 2, 5, dtype=torch.float64)
+    positions = torch.randn(2, 3, 2, 5, dtype=torch.float64) * 3  # some outside the kernel
+    positions[:, 0] = positions[:, 0].round()
+    results = []
+    for build in (
+        lambda w, p: construct_kernel(w, p, None, size, interpolation),
+        lambda w, p: dcls._KernelConstruction.apply(w, p, None, size, interpolation),
+    ):
+        leaves = weight.clone().requires_grad_(), positions.clone().requires_grad_()
+        kernel = build(*leaves)
+        results.append((kernel, *torch.autograd.grad(kernel.square().sum(), leaves)))
+    torch.testing.assert_close(results[0], results[1])
+
+
 def test_refuses_an_unknown_interpolation():
     with pytest.raises(ValueError, match=r"brownian.*v0, v1, max, gauss"):
         DclsConv2d(1, 1, 1, interpolation="brownian")
@@ -260,8 +279,7 @@ def test_gradcheck():
 
 @pytest.mark.parametrize("size,padding", [((17, 17), (8, 8)), ((5, 3), (0, 2)), ((4, 7), (3, 1)), ((9, 9), (0, 0))])
 @pytest.mark.parametrize("shape", [(2, 3, 14, 11), (1, 2, 7, 7), (3, 1, 9, 20)])
-def test_depthwise_path_equals_conv2d_with_all_gradients(size, padding, shape, monkeypatch):
-    monkeypatch.setattr(dcls, "_FOURIER_FROM", 1)
+def test_depthwise_path_equals_conv2d_with_all_gradients(size, padding, shape):
     if size[0] > shape[2] + 2 * padding[0] or size[1] > shape[3] + 2 * padding[1]:
         padding = (size[0] // 2, size[1] // 2)
     torch.manual_seed(0)
@@ -286,8 +304,7 @@ def test_depthwise_path_equals_conv2d_with_all_gradients(size, padding, shape, m
         torch.testing.assert_close(grad, reference, msg=lambda text, n=name: f"{n}: {text}")
 
 
-def test_depthwise_path_under_autocast_gives_float32_gradients_to_parameters(monkeypatch):
-    monkeypatch.setattr(dcls, "_FOURIER_FROM", 1)
+def test_depthwise_path_under_autocast_gives_float32_gradients_to_parameters():
     torch.manual_seed(0)
     layer = DclsConv2d(4, 4, 3, padding=4, dilated_kernel_size=9, groups=4, interpolation="v1")
     x = torch.randn(2, 4, 12, 12)
@@ -303,11 +320,11 @@ def test_depthwise_path_under_autocast_gives_float32_gradients_to_parameters(mon
         assert (parameter.grad - exact[name]).norm() < 0.05 * exact[name].norm(), name
 
 
-@pytest.mark.parametrize("fourier_from", [1, 99])
-def test_second_derivatives_of_a_layer_exist(fourier_from, monkeypatch):
-    monkeypatch.setattr(dcls, "_FOURIER_FROM", fourier_from)
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("interpolation", ["v0", "v1", "gauss"])
+def test_second_derivatives_of_a_layer_exist(interpolation, groups):
     torch.manual_seed(0)
-    layer = DclsConv2d(2, 2, 3, padding=2, dilated_kernel_size=5, groups=2, interpolation="gauss").double()
+    layer = DclsConv2d(2, 2, 3, padding=2, dilated_kernel_size=5, groups=groups, interpolation=interpolation).double()
     x = torch.randn(1, 2, 6, 6, dtype=torch.float64, requires_grad=True)
     parameters = {name: p.detach().clone().requires_grad_() for name, p in layer.named_parameters()}
 
