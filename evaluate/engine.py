@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from common.checkpoint import library_versions
 from evaluate.data import EvalData, choose_indices, load_batches
 from evaluate.metrics import parse_measure
 from evaluate.processes import Processes
-from evaluate.results import PartStore, merge_parts, schema_with
-from evaluate.runner import Row, RunOptions, bf16_deviation, measure
+from evaluate.results import PartStore, merge_parts, schema_with, summed
+from evaluate.runner import Measured, RunOptions, bf16_deviation, measure
 from evaluate.statistics import Group, GroupKey, collect
 from evaluate.subjects import Subject, load_subject
 
@@ -102,7 +103,13 @@ def evaluate_requests(
             seconds = store.seconds(len(chunks))
             if not sys.stderr.isatty():  # where no bar was drawn
                 print(f"{subject.name}: {len(indices)} images in {seconds:.0f} s", flush=True)
-            checkpoints[subject.name] |= {"seconds": seconds, "images_per_second": len(indices) / max(seconds, 1e-9)}
+            checkpoints[subject.name] |= {
+                "seconds": seconds,
+                "images_per_second": len(indices) / max(seconds, 1e-9),
+                "explainer_seconds": store.explainer_seconds(len(chunks)),
+                "batch_size": options.batch_size,
+                "threads": torch.get_num_threads(),
+            }
             if options.bf16 and data.has_human_maps:
                 checkpoints[subject.name]["bf16_deviation"] = _report_bf16(subject, data, indices, options)
     groups: dict[GroupKey, Group] = {}
@@ -136,19 +143,20 @@ def _measure_chunks(
 
                 skipped: list[str] = []
 
-                def produce(share: Sequence[int] = share, skipped: list[str] = skipped) -> list[Row]:
-                    rows: list[Row] = []
-                    for batch_rows, count in measure(subject, data, share, options, skipped):
-                        rows += batch_rows
-                        bar.update(count * processes.world)
-                    return rows
+                def produce(share: Sequence[int] = share, skipped: list[str] = skipped) -> list[Measured]:
+                    batches: list[Measured] = []
+                    for batch in measure(subject, data, share, options, skipped):
+                        batches.append(batch)
+                        bar.update(batch.n_images * processes.world)
+                    return batches
 
-                rows = processes.gather(produce)
+                batches = processes.gather(produce)
                 bad += processes.gather(lambda skipped=skipped: skipped)  # type: ignore[misc]
                 if processes.is_main:
                     order = {index: place for place, index in enumerate(chunk)}
-                    rows.sort(key=lambda row: order[row["index"]])
-                    store.write(number, rows, time.perf_counter() - start)
+                    rows = sorted((row for batch in batches for row in batch.rows), key=lambda row: order[row["index"]])
+                    explainers = summed(batch.seconds for batch in batches)
+                    store.write(number, rows, time.perf_counter() - start, explainers)
         bar.n = total
         bar.refresh()
     if bad and processes.is_main:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -37,6 +38,10 @@ class Maps(dict[str, Tensor]):
         """(B,) bool by method: the map is constant, or was not finite (then it is all 0)."""
         self.explainers: dict[str, Explainer] = {}
         """What is known of each method, such as `note` and `verified`."""
+        self.shared_seconds = 0.0
+        """Wall time of the pass that all methods at the layer share: features, gradients, logits."""
+        self.seconds: dict[str, float] = {}
+        """Wall time of each method's own part."""
 
 
 def explain(
@@ -92,15 +97,27 @@ def explain(
         if isinstance(targets, Tensor) and targets.is_inference():
             targets = targets.clone()
         query = Query(model, images, targets, layer, transform, micro_batch, bf16, seed)
+        start = _now(images.device)
         if any(explainer.at_layer for explainer, _ in chosen.values()):
             _ = query.activations  # first, as the logits come with it
         maps = Maps(query.logits)
+        end = _now(images.device)
+        maps.shared_seconds = end - start
         for label, (explainer, parameters) in chosen.items():
             given = {**explainer.raw, **parameters} if form == "raw" else parameters
             found, degenerate = _flag(explainer(query, **given).detach().float())
             maps.explainers[label], maps.degenerate[label] = explainer, degenerate
             maps[label] = _resize(_form(found, form), size, images)
+            start, end = end, _now(images.device)
+            maps.seconds[label] = end - start
     return maps
+
+
+def _now(device: torch.device) -> float:
+    """Seconds of a running clock, read when the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _choose(methods: Methods) -> dict[str, tuple[Explainer, dict[str, Any]]]:

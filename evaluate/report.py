@@ -13,7 +13,7 @@ from common.atomic import write_text
 from evaluate.comparison import group_seeds, protocol_effect
 from evaluate.gallery import GalleryColumn, GalleryItem
 from evaluate.overlays import data_uri
-from evaluate.scores import figure, span
+from evaluate.scores import SECONDS_FORM, SECONDS_HEADING, comparison_cells, figure, score_cells
 from evaluate.statistics import Group, GroupKey
 
 Table = tuple[str, list[str], list[list[str]]]
@@ -75,25 +75,7 @@ def write_report(
 def _tables(scores: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> list[Table]:
     ceiling = scores[0].get("ceiling")
     title = f"Scores: alignment is mean Spearman / {ceiling} (human ceiling)" if ceiling else "Scores: mean Spearman"
-    head = ["checkpoint", "explainer", "protocol", "alignment", "95 % interval", "class mean", "centre bias"]
-    head += ["top-1 %", "scored", "degen.", "img/s"]
-    rows = [
-        [
-            item["checkpoint"],
-            item["explainer"] or "-",
-            item["protocol"] or "-",
-            figure(item["alignment"]),
-            span(item["interval"]),
-            figure(item["per_class_mean"]),
-            figure(item["centre_bias"]),
-            f"{item['top1']:.2f}",
-            str(item.get("n_scored", item["n_images"])),
-            str(item.get("n_degenerate", "-")),
-            f"{item['images_per_second']:.1f}",
-        ]
-        for item in scores
-    ]
-    tables: list[Table] = [(title, head, rows)]
+    tables: list[Table] = [_table(title, [score_cells(item) for item in scores])]
     if comparisons:
         tables.insert(0, _comparison_table(scores, comparisons))
     if scores[0]["measures"]:
@@ -117,50 +99,46 @@ def _tables(scores: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, An
 
 def _comparison_table(scores: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> Table:
     alignment = {(s["checkpoint"], s["explainer"], s["protocol"]): s["alignment"] for s in scores}
-    head = ["first", "second", "explainer", "protocol", "first's alignment", "second's alignment", "difference"]
-    head += ["95 % interval", "Wilcoxon p", "Holm p", "images improved", "second is"]
-    rows = [
-        [
-            c["first"],
-            c["second"],
-            c["explainer"],
-            c["protocol"],
-            figure(alignment[c["first"], c["explainer"], c["protocol"]]),
-            figure(alignment[c["second"], c["explainer"], c["protocol"]]),
-            figure(c["difference"], "+.4f"),
-            span(c["interval"], "+.4f"),
-            figure(c["wilcoxon_p"], ".2g"),
-            figure(c["holm_p"], ".2g"),
-            figure(c["improved"], ".0%"),
-            c["verdict"],
-        ]
-        for c in comparisons
-    ]
-    return "Comparisons, paired over images", head, rows
+    rows = []
+    for item in comparisons:
+        both = {
+            f"{which}'s alignment": figure(alignment[item[which], item["explainer"], item["protocol"]])
+            for which in ("first", "second")
+        }
+        compared = {name: item[name] for name in ("first", "second", "explainer", "protocol")}
+        rows.append({**compared, **both, **comparison_cells(item)})
+    return _table("Comparisons, paired over images", rows)
 
 
 def measure_table(scores: Sequence[dict[str, Any]]) -> Table:
-    """Methods by measures, with the rank among the explainers of one checkpoint behind each value."""
-    first: dict[tuple[str, str], dict[str, Any]] = {}  # measures do not depend on the protocol
+    """Methods by measures and time, with the rank among the explainers of one checkpoint behind each value."""
+    first: dict[tuple[str, str], dict[str, Any]] = {}  # neither depends on the protocol
     for item in scores:
-        first.setdefault((item["checkpoint"], item["explainer"]), item["measures"])
-    names = list(scores[0]["measures"])
-    better = {name: scores[0]["measures"][name]["better"] for name in names}
-    head = ["checkpoint", "explainer", *(f"{name} ({better[name]} is better)" for name in names)]
-    rows = []
-    for (checkpoint, explainer), measures in first.items():
-        cells = []
-        for name in names:
-            rivals = [
-                m[name]["value"] for (c, _), m in first.items() if c == checkpoint and m[name]["value"] is not None
-            ]
-            value = measures[name]["value"]
-            ahead = (
-                sum(v > value if better[name] == "higher" else v < value for v in rivals) if value is not None else 0
-            )
-            cells.append(figure(value) if value is None else f"{figure(value)} (rank {ahead + 1})")
-        rows.append([checkpoint, explainer, *cells])
-    return "Methods by measures", head, rows
+        first.setdefault((item["checkpoint"], item["explainer"]), item)
+    rows = [{"checkpoint": checkpoint, "explainer": explainer} for checkpoint, explainer in first]
+    for name, found in scores[0]["measures"].items():
+        values = {key: item["measures"][name]["value"] for key, item in first.items()}
+        for row, cell in zip(rows, _ranked(values, found["better"])):
+            row[f"{name} ({found['better']} is better)"] = cell
+    seconds = {key: item["seconds_per_image"] for key, item in first.items()}
+    for row, cell in zip(rows, _ranked(seconds, "lower", SECONDS_FORM)):
+        row[f"{SECONDS_HEADING} (lower is better)"] = cell
+    return _table("Methods by measures", rows)
+
+
+def _ranked(values: dict[tuple[str, str], float | None], better: str, form: str = ".4f") -> list[str]:
+    """Each value by (checkpoint, explainer) as text, with its rank among those of the same checkpoint."""
+    sign = -1 if better == "higher" else 1
+    cells = []
+    for (checkpoint, _), value in values.items():
+        rivals = [v for (name, _), v in values.items() if name == checkpoint and v is not None]
+        rank = "" if value is None else f" (rank {1 + sum(sign * v < sign * value for v in rivals)})"
+        cells.append(figure(value, form) + rank)
+    return cells
+
+
+def _table(title: str, rows: Sequence[dict[str, str]]) -> Table:
+    return title, list(rows[0]), [list(row.values()) for row in rows]
 
 
 def _html_table(table: Table) -> str:
@@ -254,6 +232,12 @@ def _provenance(scores: Sequence[dict[str, Any]]) -> dict[str, str]:
         "interval": "95 %, percentile bootstrap over images, 10,000 resamples, seed " + str(item["seed"]),
         "p-values": "Wilcoxon signed-rank, two-sided; Holm over the pairs of one explainer and protocol",
         "precision, device, processes": f"{item['precision']}, {item['device']}, {item['processes']}",
+        SECONDS_HEADING: (
+            f"wall time of an explainer as if it ran alone ({item['device']}, {item['precision']}, "
+            f"{item['threads']} CPU threads, batches of up to {item['batch_size']}), without reading pictures and "
+            "measures; the pass that gives features, gradients and logits is timed once, as all explainers at the "
+            "layer share it, and counted in for each of them"
+        ),
         "versions": ", ".join(f"{name} {version}" for name, version in item["versions"].items()),
     }
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +82,12 @@ class PartStore:
         """Chunks that are there."""
         return [chunk for chunk in range(chunks) if self.path(chunk).exists()]
 
-    def write(self, chunk: int, rows: Sequence[Row], seconds: float) -> None:
-        """Store the rows of a chunk, whole or not at all, with the time they took."""
+    def write(self, chunk: int, rows: Sequence[Row], seconds: float, explainers: Mapping[str, float]) -> None:
+        """Store the rows of a chunk, whole or not at all, with the time they took and that of their explainers."""
         table = pa.Table.from_pylist(
             [{name: row.get(name) for name in self.schema.names} for row in rows], schema=self.schema
         )
-        table = table.replace_schema_metadata({"seconds": repr(seconds)})
+        table = table.replace_schema_metadata({"seconds": repr(seconds), "explainers": json.dumps(dict(explainers))})
         with atomic_file(self.path(chunk)) as temporary:
             pq.write_table(table, temporary)
 
@@ -98,7 +98,23 @@ class PartStore:
 
     def seconds(self, chunks: int) -> float:
         """Time that all chunks took together."""
-        return sum(float(pq.read_schema(self.path(c)).metadata[b"seconds"]) for c in range(chunks))
+        return sum(float(self._metadata(chunk)[b"seconds"]) for chunk in range(chunks))
+
+    def explainer_seconds(self, chunks: int) -> dict[str, float]:
+        """Time of each explainer's own part and of what they share, over all chunks and processes together."""
+        return summed(json.loads(self._metadata(chunk)[b"explainers"]) for chunk in range(chunks))
+
+    def _metadata(self, chunk: int) -> dict[bytes, bytes]:
+        return pq.read_schema(self.path(chunk)).metadata
+
+
+def summed(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Sum of each entry over mappings."""
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
 
 
 def merge_parts(path: Path, stores: Sequence[PartStore], chunks: int) -> None:

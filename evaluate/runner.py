@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from evaluate.subjects import Subject
 
 Row = dict[str, Any]
 
+SHARED_PASS = "shared pass"
+"""Beside the names of explainers: the pass at the layer that they share."""
 
 OTHER_HUMAN = "other_human"
 """The baseline that knows where people look, but in another image: the human map of the data set's next one."""
@@ -48,10 +50,19 @@ class RunOptions:
     """Leave out pictures that cannot be read instead of stopping."""
 
 
+class Measured(NamedTuple):
+    """What one batch gave."""
+
+    rows: list[Row]
+    n_images: int
+    seconds: dict[str, float]
+    """Wall time of each explainer's own part and, under `SHARED_PASS`, of what they share."""
+
+
 def measure(
     subject: Subject, data: EvalData, indices: Sequence[int], options: RunOptions, skipped: list[str] | None = None
-) -> Iterator[tuple[list[Row], int]]:
-    """Rows of the images at `indices`, batch by batch, with the number of images.
+) -> Iterator[Measured]:
+    """Rows of the images at `indices`, batch by batch, with the number of images and the time of the explainers.
 
     `skipped` receives what is wrong with images that were left out, see `RunOptions.skip_bad`.
 
@@ -72,11 +83,11 @@ def measure(
     subject.to(options.device)
     skipped = skipped if options.skip_bad else None
     for batch in load_batches(data, subject.transform, indices, options.batch_size, options.workers, skipped):
-        yield measure_batch(subject, data, batch, options), len(batch.labels)
+        yield measure_batch(subject, data, batch, options)
 
 
-def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOptions) -> list[Row]:
-    """Rows of one batch, see `measure`."""
+def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOptions) -> Measured:
+    """Measure one batch, see `measure`."""
     device = options.device
     pixels = batch.pixels.to(device, non_blocking=True)
     images = subject.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)
@@ -90,7 +101,7 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
         for i, n, t, p in known
     ]
     if not explained:
-        return rows
+        return Measured(rows, len(rows), {})
     human = None if batch.human is None else HumanMaps(data.human_maps(batch.human.to(device)), subject, options)
     if OTHER_HUMAN in options.explainers:
         maps[OTHER_HUMAN] = _other_human_maps(data, batch, device)
@@ -102,7 +113,7 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
         for aligned in [{}] if human is None else human.columns(maps[explainer]):
             both = columns | aligned
             out += [{**row, **{name: values[n] for name, values in both.items()}} for n, row in enumerate(rows)]
-    return out
+    return Measured(out, len(rows), {SHARED_PASS: maps.shared_seconds, **maps.seconds})
 
 
 class HumanMaps:
@@ -211,7 +222,7 @@ def centre_map(size: int, device: torch.device) -> Tensor:
 def bf16_deviation(subject: Subject, data: EvalData, batch: Batch, options: RunOptions) -> dict[str, float]:
     """What bfloat16 features change on one batch: mean and largest absolute difference of Spearman to float32."""
     half, full = (
-        [row["spearman"] for row in measure_batch(subject, data, batch, replace(options, bf16=bf16))]
+        [row["spearman"] for row in measure_batch(subject, data, batch, replace(options, bf16=bf16)).rows]
         for bf16 in (True, False)
     )
     changes = torch.tensor([abs(a - b) for a, b in zip(half, full) if a is not None and b is not None])

@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from common.atomic import atomic_folder, write_text
+from evaluate.explainers import parse_method
+from evaluate.runner import SHARED_PASS
 from evaluate.statistics import Group, GroupKey, score
 
 CSV_COLUMNS = (
@@ -31,8 +33,12 @@ CSV_COLUMNS = (
     "n_degenerate",
     "num_params",
     "images_per_second",
+    "seconds_per_image",
+    "seconds_per_image_shared",
     "partial",
 )
+
+SECONDS_HEADING, SECONDS_FORM = "s / image", ".5f"
 
 
 def make_scores(
@@ -46,7 +52,8 @@ def make_scores(
 
     Args:
         groups: the rows.
-        checkpoints: what is known of each checkpoint, by name.
+        checkpoints: what is known of each checkpoint, by name; of its `explainer_seconds` each explainer gets its
+            own `seconds_per_image` and `seconds_per_image_shared`.
         run: what holds for the whole run (data, versions, partial, ...), repeated in every object.
         ceiling: see `evaluate.statistics.score`.
         seed: of the bootstrap.
@@ -54,14 +61,23 @@ def make_scores(
     return [
         {
             "checkpoint": checkpoint,
-            **checkpoints[checkpoint],
+            **{name: value for name, value in checkpoints[checkpoint].items() if name != "explainer_seconds"},
             "explainer": explainer,
             "protocol": protocol,
+            **_seconds(checkpoints[checkpoint]["explainer_seconds"], explainer, len(group.index)),
             **score(group, protocol, ceiling, seed),
             **run,
         }
         for (checkpoint, explainer, protocol), group in groups.items()
     ]
+
+
+def _seconds(spent: Mapping[str, float], explainer: str | None, images: int) -> dict[str, float | None]:
+    """Wall time an image if the explainer ran alone, and the part of it that the explainers at the layer share."""
+    if explainer is None or explainer not in spent:
+        return {"seconds_per_image": None, "seconds_per_image_shared": None}
+    shared = spent[SHARED_PASS] if parse_method(explainer)[0].at_layer else 0.0
+    return {"seconds_per_image": (spent[explainer] + shared) / images, "seconds_per_image_shared": shared / images}
 
 
 def write_scores(out: Path, scores: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> None:
@@ -100,54 +116,59 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(text)
 
 
+def score_cells(item: dict[str, Any]) -> dict[str, str]:
+    """One score as text, by heading."""
+    return {
+        "checkpoint": item["checkpoint"],
+        "explainer": item["explainer"] or "-",
+        "protocol": item["protocol"] or "-",
+        "alignment": figure(item["alignment"]),
+        "95 % interval": span(item["interval"]),
+        "class mean": figure(item["per_class_mean"]),
+        "centre bias": figure(item["centre_bias"]),
+        "top-1 %": f"{item['top1']:.2f}",
+        "scored": str(item.get("n_scored", item["n_images"])),
+        "degen.": str(item.get("n_degenerate", "-")),
+        "img/s": f"{item['images_per_second']:.1f}",
+        SECONDS_HEADING: figure(item["seconds_per_image"], SECONDS_FORM),
+    }
+
+
+def comparison_cells(item: dict[str, Any]) -> dict[str, str]:
+    """What a comparison found as text, by heading."""
+    return {
+        "difference": figure(item["difference"], "+.4f"),
+        "95 % interval": span(item["interval"], "+.4f"),
+        "Wilcoxon p": figure(item["wilcoxon_p"], ".2g"),
+        "Holm p": figure(item["holm_p"], ".2g"),
+        "images improved": figure(item["improved"], ".0%"),
+        "second is": item["verdict"],
+    }
+
+
 def score_table(scores: Sequence[dict[str, Any]]) -> str:
     """The scores as a table for the terminal."""
-    header = (
-        "checkpoint",
-        "explainer",
-        "protocol",
-        "alignment",
-        "95 % interval",
-        "centre",
-        "top-1",
-        "scored",
-        "degen.",
-    )
-    rows = [
-        (
-            item["checkpoint"],
-            item["explainer"] or "-",
-            item["protocol"] or "-",
-            figure(item["alignment"]),
-            span(item["interval"]),
-            figure(item["centre_bias"]),
-            f"{item['top1']:.2f}",
-            str(item.get("n_scored", item["n_images"])),
-            str(item.get("n_degenerate", "-")),
-        )
-        for item in scores
-    ]
+    rows = [_without(score_cells(item), "class mean", "img/s", SECONDS_HEADING) for item in scores]
     note = f"\nPARTIAL: {scores[0]['partial']}" if scores[0]["partial"] else ""
-    return plain_table(header, rows) + note
+    return plain_table(list(rows[0]), [list(row.values()) for row in rows]) + note
 
 
 def comparison_table(comparisons: Sequence[dict[str, Any]]) -> str:
     """The comparisons as a table for the terminal."""
-    header = ("second - first", "explainer", "protocol", "difference", "95 % interval", "Holm p", "improved", "verdict")
     rows = [
-        (
-            f"{item['second']} - {item['first']}",
-            item["explainer"],
-            item["protocol"],
-            figure(item["difference"], "+.4f"),
-            span(item["interval"], "+.4f"),
-            figure(item["holm_p"], ".2g"),
-            figure(item["improved"], ".0%"),
-            item["verdict"],
-        )
+        {
+            "second - first": f"{item['second']} - {item['first']}",
+            "explainer": item["explainer"],
+            "protocol": item["protocol"],
+            **_without(comparison_cells(item), "Wilcoxon p"),
+        }
         for item in comparisons
     ]
-    return plain_table(header, rows)
+    return plain_table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _without(cells: dict[str, str], *headings: str) -> dict[str, str]:
+    return {heading: text for heading, text in cells.items() if heading not in headings}
 
 
 def figure(value: float | None, form: str = ".4f") -> str:

@@ -49,7 +49,7 @@ def test_trained_maps_align_clearly_better_than_untrained_and_shuffled_ones(name
     data = ScenesData(64, 200)
     options = RunOptions(("grad_cam",), workers=0)
     untrained = load_subject("untrained", name)
-    rows = [row for batch, _ in measure(untrained, data, range(200), options) for row in batch]
+    rows = [row for batch, *_ in measure(untrained, data, range(200), options) for row in batch]
     values = [row["spearman"] for row in rows if row["spearman"] is not None]
     assert trained["interval"][0] > np.mean(values) + 0.3
 

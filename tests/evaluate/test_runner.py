@@ -20,7 +20,7 @@ BOTH = RunOptions(protocols=("paper", "aligned"), workers=0, batch_size=4)
 
 
 def all_rows(subject, data, indices, options=BOTH):
-    rows = [row for batch, _ in measure(subject, data, indices, options) for row in batch]
+    rows = [row for batch, *_ in measure(subject, data, indices, options) for row in batch]
     return {(r["image_id"], r["explainer"], r["protocol"]): r for r in rows}
 
 

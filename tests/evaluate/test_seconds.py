@@ -1,0 +1,95 @@
+"""Seconds per image of each explainer: who is charged for what, and the way into the results."""
+
+import csv
+import json
+import time
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import evaluate.engine as engine
+from evaluate.cli import main
+from evaluate.explanation import explain
+from evaluate.report import measure_table
+from evaluate.results import PartStore
+from evaluate.runner import SHARED_PASS
+from tests.evaluate.explainers.conftest import PooledNet
+
+PAUSE = 0.3
+
+
+class SlowNet(PooledNet):
+    """Pauses in every forward pass."""
+
+    def forward_features(self, x):
+        time.sleep(PAUSE)
+        return super().forward_features(x)
+
+
+@pytest.mark.parametrize("methods", [["grad_cam", "layer_cam", "input_gradient"], ["random", "eigen_cam", "grad_cam"]])
+def test_the_shared_pass_is_charged_to_no_method(methods):
+    maps = explain(SlowNet().eval(), torch.randn(2, 3, 32, 32), [0, None], methods)
+    assert maps.shared_seconds > PAUSE and list(maps.seconds) == methods
+    for method, seconds in maps.seconds.items():
+        assert seconds > 0 and (seconds > PAUSE) == (method == "input_gradient"), method
+
+
+def test_parts_keep_seconds_and_add_them_up(tmp_path):
+    store = PartStore(tmp_path, "net", {})
+    for chunk in range(2):
+        store.write(chunk, [], 5.0, {SHARED_PASS: 0.25, "grad_cam": 1.5 + chunk})
+    assert store.seconds(2) == 10 and store.explainer_seconds(2) == {SHARED_PASS: 0.5, "grad_cam": 4.0}
+
+
+def test_seconds_survive_a_resume_and_are_the_same_in_every_result(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engine, "CHUNK", 4)
+    explainers = ["grad_cam", "centre", "other_human"]
+    arguments = ["--ckpt", str(checkpoint), "--data", "scenes", "--limit", "8", "--workers", "0", "--protocol",
+                 "aligned", "--explainer", *explainers, "--metric", "complexity", "--out", str(tmp_path)]  # fmt: skip
+    main(arguments)
+    next(tmp_path.glob("parts/*/00001.parquet")).unlink()
+    kept = pq.read_schema(next(tmp_path.glob("parts/*/00000.parquet"))).metadata[b"explainers"]
+    main(arguments)
+    assert "1 of 2 parts kept" in capsys.readouterr().out
+    parts = [json.loads(pq.read_schema(p).metadata[b"explainers"]) for p in sorted(tmp_path.glob("parts/*/*"))]
+    assert parts[0] == json.loads(kept)
+    shared, own, centre = (sum(p[name] for p in parts) / 8 for name in (SHARED_PASS, "grad_cam", "centre"))
+
+    scores = {item["explainer"]: item for item in json.loads((tmp_path / "scores.json").read_text())}
+    grad_cam = scores["grad_cam"]
+    assert shared > 0 and own > 0 and grad_cam["seconds_per_image"] == pytest.approx(shared + own)
+    assert grad_cam["seconds_per_image_shared"] == pytest.approx(shared)
+    assert scores["centre"]["seconds_per_image"] == pytest.approx(centre)
+    assert scores["centre"]["seconds_per_image_shared"] == 0 and scores["other_human"]["seconds_per_image"] is None
+    assert "explainer_seconds" not in grad_cam and grad_cam["threads"] == torch.get_num_threads()
+    with (tmp_path / "scores.csv").open() as file:
+        rows = {row["explainer"]: row for row in csv.DictReader(file)}
+    assert float(rows["grad_cam"]["seconds_per_image"]) == grad_cam["seconds_per_image"]
+    assert rows["other_human"]["seconds_per_image"] == ""
+    for report in ("report.html", "report.md"):
+        text = (tmp_path / report).read_text()
+        assert f"{grad_cam['seconds_per_image']:.5f} (rank 2)" in text and "as if it ran alone (cpu, fp32" in text
+
+
+def test_ranks_stay_within_a_checkpoint_and_follow_the_direction():
+    def item(checkpoint, explainer, gain, drop, seconds):
+        measures = {
+            "average_gain": {"value": gain, "better": "higher"},
+            "average_drop": {"value": drop, "better": "lower"},
+        }
+        return {"checkpoint": checkpoint, "explainer": explainer, "measures": measures, "seconds_per_image": seconds}
+
+    scores = [item("a", "x", 3.0, 3.0, 0.5), item("a", "y", 1.0, 1.0, None), item("a", "z", 3.0, None, 0.25)]
+    _, head, rows = measure_table([*scores, {**scores[0], "measures": {}}, item("b", "x", 0.0, 0.0, 9.0)])
+    assert head[2:] == [
+        "average_gain (higher is better)",
+        "average_drop (lower is better)",
+        "s / image (lower is better)",
+    ]
+    assert rows == [
+        ["a", "x", "3.0000 (rank 1)", "3.0000 (rank 2)", "0.50000 (rank 2)"],
+        ["a", "y", "1.0000 (rank 3)", "1.0000 (rank 1)", "-"],
+        ["a", "z", "3.0000 (rank 1)", "-", "0.25000 (rank 1)"],
+        ["b", "x", "0.0000 (rank 1)", "0.0000 (rank 1)", "9.00000 (rank 1)"],
+    ]
