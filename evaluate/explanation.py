@@ -57,6 +57,7 @@ def explain(
     micro_batch: int | MicroBatch | None = None,
     bf16: bool = False,
     seed: int = 0,
+    image_keys: Sequence[int] | None = None,
 ) -> Maps:
     """Explain a batch.
 
@@ -79,6 +80,8 @@ def explain(
             A `MicroBatch` keeps what it learnt from call to call.
         bf16: features and perturbed images in bfloat16; heads and maps stay float32.
         seed: of the random methods.
+        image_keys: a number for each image, such as its index in a data set, on which what is drawn for it depends;
+            None: taken from its pixels.
 
     Returns:
         `Maps`, a dict {method as it was given: (B, H, W)}.
@@ -96,7 +99,7 @@ def explain(
         images = images.clone() if images.is_inference() else images.detach()
         if isinstance(targets, Tensor) and targets.is_inference():
             targets = targets.clone()
-        query = Query(model, images, targets, layer, transform, micro_batch, bf16, seed)
+        query = Query(model, images, targets, layer, transform, micro_batch, bf16, seed, image_keys)
         start = _now(images.device)
         if any(explainer.at_layer for explainer, _ in chosen.values()):
             _ = query.activations  # first, as the logits come with it

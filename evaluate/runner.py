@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
 from evaluate.data import Batch, EvalData, load_batches
@@ -94,7 +94,7 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
     labels = batch.labels.to(device)
     explained = batch.human is not None or options.measures
     methods = [name for name in options.explainers if name != OTHER_HUMAN] if explained else []
-    maps = _explain(subject, images, labels, methods, options)
+    maps = _explain(subject, subject.model, images, batch, methods, options)
     known = zip(batch.image_ids, batch.indices.tolist(), batch.labels.tolist(), maps.logits.argmax(1).tolist())
     rows = [
         {"image_id": i, "index": n, "checkpoint": subject.name, "label": t, "predicted": p, "correct": t == p}
@@ -159,16 +159,20 @@ def _other_human_maps(data: EvalData, batch: Batch, device: torch.device) -> Ten
     return data.human_maps(torch.stack(maps).to(device))
 
 
-def _explain(subject: Subject, images: Tensor, labels: Tensor, methods: Sequence[str], options: RunOptions) -> Maps:
+def _explain(
+    subject: Subject, model: nn.Module, images: Tensor, batch: Batch, methods: Sequence[str], options: RunOptions
+) -> Maps:
+    """Maps of a batch's images, or of what became of them, by the subject's model, or what became of it."""
     return explain(
-        subject.model,
+        model,
         images,
-        labels,
+        batch.labels.to(images.device),
         methods,
         size="own",
         transform=subject.transform,
         micro_batch=options.micro_batch,
         bf16=options.bf16,
+        image_keys=batch.indices.tolist(),
     )
 
 
@@ -184,6 +188,12 @@ def _measured(
 ) -> dict[str, list[Any]]:
     """Columns of the measures of one explainer: a value an image, and the curve where a measure has one."""
     size = images.shape[-1]
+
+    def explain_again(model: nn.Module, changed: Tensor) -> Tensor:
+        if explainer == OTHER_HUMAN:
+            return maps[OTHER_HUMAN]
+        return _explain(subject, model, changed, batch, [explainer], options)[explainer]
+
     case = Case(
         subject.model,
         images,
@@ -193,9 +203,10 @@ def _measured(
         labels=labels,
         human=None if human is None else resize_saliency(human.aligned, size),
         boxes=batch.boxes,
-        explain=lambda changed: _explain(subject, changed, labels, [explainer], options)[explainer],
+        explain=explain_again,
         micro_batch=options.micro_batch,
         bf16=options.bf16,
+        image_keys=batch.indices.tolist(),
     )
     columns: dict[str, list[Any]] = {}
     for name, result in measure_case(case, options.measures).items():
@@ -235,5 +246,6 @@ def saliency_of(subject: Subject, batch: Batch, options: RunOptions) -> dict[str
     images = subject.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)
     labels = batch.labels.to(options.device)
     methods = [name for name in options.explainers if name != OTHER_HUMAN]
-    maps = explain(subject.model, images, labels, methods, transform=subject.transform)
+    keys = batch.indices.tolist()
+    maps = explain(subject.model, images, labels, methods, transform=subject.transform, image_keys=keys)
     return {name: saliency.cpu() for name, saliency in maps.items()}

@@ -9,9 +9,9 @@ from evaluate.explainers.query import Query
 
 
 def random_map(query: Query) -> Tensor:
-    """Independent uniform noise at each pixel from the query's seed, (B, H, W)."""
-    batch, _, height, width = query.images.shape
-    return torch.rand(batch, height, width, generator=query.generator()).to(query.images.device)
+    """Independent uniform noise at each pixel from each image's generator, (B, H, W)."""
+    drawn = [torch.rand(query.images.shape[2:], generator=g) for g in query.generators()]
+    return torch.stack(drawn).to(query.images.device)
 
 
 def centre(query: Query, sigma: float = 0.25) -> Tensor:

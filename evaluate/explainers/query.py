@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -45,6 +46,8 @@ class Query:
         micro_batch: images at once in methods of many forward passes.
         bf16: features and perturbed images in bfloat16 (autocast).
         seed: of the random methods.
+        image_keys: a number for each image, such as its index in a data set, see `generators`; None: taken from
+            its pixels.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Query:
         micro_batch: MicroBatch | None = None,
         bf16: bool = False,
         seed: int = 0,
+        image_keys: Sequence[int] | None = None,
     ) -> None:
         if images.ndim != 4 or not images.is_floating_point():
             raise ValueError(f"images must be normalised floats (B, 3, H, W); got {images.dtype} {tuple(images.shape)}")
@@ -64,7 +68,7 @@ class Query:
         self.bare = uncompiled(model)
         self.asked = targets
         self.micro_batch = micro_batch or MicroBatch(None, images.device)
-        self.bf16, self.seed = bf16, seed
+        self.bf16, self.seed, self.image_keys = bf16, seed, image_keys
 
     @cached_property
     def activations(self) -> Activations:
@@ -204,8 +208,22 @@ class Query:
         return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=align_corners)[:, 0]
 
     def generator(self) -> torch.Generator:
-        """On the CPU, so that a seed means the same on every device."""
+        """For what all images share; on the CPU, so that a seed means the same on every device."""
         return torch.Generator().manual_seed(self.seed)
+
+    def generators(self) -> list[torch.Generator]:
+        """One for each image, from the seed and its key, so that its draws do not depend on the rest of its batch."""
+        keys: Sequence[int] = self.image_keys or [
+            _digest(image.float().cpu().contiguous().numpy().tobytes()) for image in self.images
+        ]
+        if len(keys) != len(self.images):
+            raise ValueError(f"{len(keys)} image keys for {len(self.images)} images")
+        return [torch.Generator().manual_seed(_digest(f"{self.seed} {key}".encode())) for key in keys]
+
+
+def _digest(data: bytes) -> int:
+    """32 bits, all that a generator on the CPU takes."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest(), "big")
 
 
 def min_max(maps: Tensor) -> Tensor:

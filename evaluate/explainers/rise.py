@@ -38,7 +38,7 @@ def grow(grids: Tensor, shifts: Tensor, size: tuple[int, int]) -> Tensor:
 def rise(query: Query, masks: int = 4000, cells: int = 8, keep: float = 0.5, substrate: Substrate = "mean") -> Tensor:
     """S = sum_i p_i M_i / (N keep), p_i the probability of the target class behind mask M_i.
 
-    All images of a batch see the same masks, drawn from the query's seed.
+    All images see the same masks, drawn from the query's seed.
 
     Args:
         query: what is explained; the targets must be classes.

@@ -14,7 +14,7 @@ def smooth_grad(query: Query, samples: int = 50, noise: float = 0.15, reduce: st
     """Mean gradient over `samples` copies with Gaussian noise of `noise` times the image's range.
 
     Args:
-        query: what is explained; its seed is that of the noise.
+        query: what is explained; the noise of each image comes from its own generator.
         samples: n, at most 50 in the paper.
         noise: sigma / (max - min), 0.1 to 0.2 in the paper.
         reduce: see `reduce_colours`.
@@ -27,12 +27,12 @@ def smooth_grad(query: Query, samples: int = 50, noise: float = 0.15, reduce: st
     """
     if samples < 1:
         raise UserError(f"smooth_grad: {samples} samples; take at least 1")
-    images, generator = query.images, query.generator()
+    images, generators = query.images, query.generators()
     sigma = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
     total = torch.zeros_like(images, dtype=torch.float32)
     for _ in range(samples):
-        drawn = torch.randn(images.shape, generator=generator).to(images.device)
-        noisy = images + sigma * drawn
+        drawn = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators])
+        noisy = images + sigma * drawn.to(images.device)
 
         def work(part: slice, noisy: Tensor = noisy) -> Tensor:
             index = torch.arange(part.start, part.stop, device=images.device)

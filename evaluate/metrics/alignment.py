@@ -30,12 +30,9 @@ def spearman(case: Case) -> Tensor:
 
 def top_share(maps: Tensor, percent: float) -> Tensor:
     """(B, N) -> (B, N) bool: values above the (100 - percent)th percentile (linear interpolation, as NumPy's)."""
-    ordered = maps.sort(1).values
-    position = (maps.shape[1] - 1) * (1 - percent / 100)
-    low = int(position)
-    high = min(low + 1, maps.shape[1] - 1)
-    threshold = ordered[:, low] + (ordered[:, high] - ordered[:, low]) * (position - low)
-    return maps > threshold[:, None]
+    # No value lies between the two that the percentile is interpolated from, so those above the lower one are meant.
+    lower = int((maps.shape[1] - 1) * (1 - percent / 100))
+    return maps > maps.kthvalue(lower + 1, 1, keepdim=True).values
 
 
 def _tops(case: Case, percent: float) -> tuple[Tensor, Tensor]:

@@ -30,10 +30,12 @@ class Case:
         boxes: for each image its objects, (n, 4) as x0, y0, x1, y1 in pixels of the images (see
             `evaluate.metrics.boxes.boxes_in_view`).
         masks: (B, H, W) bool, the objects' pixels; taken instead of the boxes where a region is asked for.
-        explain: images (B, 3, H, W) -> maps of the same explainer and targets, for measures that explain again.
+        explain: model, images (B, 3, H, W) -> maps of the same explainer, targets and random draws, for measures
+            that explain changed images or a changed model.
         micro_batch: images at once.
         bf16: perturbed images in bfloat16 (autocast).
         seed: of random perturbations.
+        image_keys: see `Query`.
     """
 
     def __init__(
@@ -48,17 +50,18 @@ class Case:
         human: Tensor | None = None,
         boxes: Sequence[Tensor] | None = None,
         masks: Tensor | None = None,
-        explain: Callable[[Tensor], Tensor] | None = None,
+        explain: Callable[[nn.Module, Tensor], Tensor] | None = None,
         micro_batch: MicroBatch | None = None,
         bf16: bool = False,
         seed: int = 0,
+        image_keys: Sequence[int] | None = None,
     ) -> None:
         if maps.ndim != 3 or len(maps) != len(images):
             raise ValueError(f"maps of shape {tuple(maps.shape)} for images {tuple(images.shape)}; expected (B, h, w)")
         self.images, self.maps = images, maps
-        self.query = Query(model, images, targets, None, transform, micro_batch, bf16, seed)
+        self.query = Query(model, images, targets, None, transform, micro_batch, bf16, seed, image_keys)
         self.human, self.masks = human, masks
-        self.explain = explain
+        self._explain = explain
         self._labels = labels
         self._behind: dict[str, Tensor] = {}
         height, width = images.shape[2:]
@@ -110,6 +113,21 @@ class Case:
         if self.boxes is None:
             raise UserError("this measure needs object boxes or masks; the data set has none")
         return self.boxes
+
+    @property
+    def can_explain(self) -> bool:
+        """Whether `explain` works."""
+        return self._explain is not None
+
+    def explain(self, model: nn.Module, images: Tensor) -> Tensor:
+        """(B, h, w) float32 maps of other images, or of another model, by the same explainer.
+
+        Raises:
+            UserError: none was given.
+        """
+        if self._explain is None:
+            raise UserError("this measure explains again; give it the explainer")
+        return self._explain(model, images).float()
 
     def probabilities(self, classes: Tensor) -> Tensor:
         """(B,) softmax probability of a class for the unmodified images."""

@@ -148,7 +148,7 @@ def measure_case(case: Case, measures: Sequence[str] | Mapping[str, Mapping[str,
         "human": case.human is not None,
         "boxes": case.boxes is not None,
         "objects": case.boxes is not None or case.masks is not None,
-        "explain": case.explain is not None,
+        "explain": case.can_explain,
     }
     results = {}
     for text in measures:

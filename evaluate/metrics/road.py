@@ -65,7 +65,7 @@ def road(
     Args:
         case: images, maps, targets.
         percentages: of the pixels removed, 1..99.
-        noise: standard deviation of what is added to imputed pixels, in normalised units.
+        noise: standard deviation of what is added to imputed pixels, in normalised units; drawn once an image.
 
     Returns:
         (B,) in -0.5..0.5.
@@ -78,7 +78,7 @@ def road(
     batch, pixels = len(case.images), case.size[0] * case.size[1]
     order = case.resized.flatten(1).argsort(dim=1, descending=True, stable=True).cpu().numpy()
     pictures = case.images.float().cpu().numpy()
-    generator = case.query.generator()
+    drawn = [noise * torch.randn(case.images.shape[1:], generator=g) for g in case.query.generators()]
     count = 2 * len(percentages)
 
     def make(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,8 +90,7 @@ def road(
             keep[order[image][:removed] if which % 2 else order[image][pixels - removed :]] = False
             keep = keep.reshape(case.size)
             filled = torch.from_numpy(impute(pictures[image], keep)).float()
-            drawn = noise * torch.randn(filled.shape, generator=generator)
-            out.append(torch.where(torch.from_numpy(keep), filled, filled + drawn))
+            out.append(torch.where(torch.from_numpy(keep), filled, filled + drawn[image]))
         return torch.stack(out).to(case.images), index
 
     after = case.perturbed(batch * count, make, case.targets).view(batch, len(percentages), 2)

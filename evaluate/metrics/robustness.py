@@ -5,15 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.errors import UserError
 from evaluate.explainers.query import Substrate
 from evaluate.metrics.case import Case
-
-
-def _explain(case: Case, images: Tensor) -> Tensor:
-    if case.explain is None:
-        raise UserError("this measure explains again; give it the explainer")
-    return case.explain(images).float()
 
 
 def max_sensitivity(case: Case, radius: float = 0.2, samples: int = 10) -> Tensor:
@@ -25,12 +18,13 @@ def max_sensitivity(case: Case, radius: float = 0.2, samples: int = 10) -> Tenso
     Returns:
         (B,); NaN for a map that is 0 everywhere.
     """
-    generator = case.query.generator()
+    generators = case.query.generators()
     before = case.maps.float().flatten(1)
     worst = torch.zeros(len(before), device=before.device)
     for _ in range(samples):
-        noise = torch.rand(case.images.shape, generator=generator).to(case.images) * 2 - 1
-        after = _explain(case, case.images + radius * noise).flatten(1)
+        drawn = torch.stack([torch.rand(case.images.shape[1:], generator=g) for g in generators])
+        noise = drawn.to(case.images) * 2 - 1
+        after = case.explain(case.query.model, case.images + radius * noise).flatten(1)
         worst = worst.maximum((after - before).norm(dim=1) / before.norm(dim=1))
     return worst
 
@@ -44,7 +38,7 @@ def coherency(case: Case, substrate: Substrate = "black") -> Tensor:
         (B,) in 0..1; NaN where either map is constant.
     """
     masked = case.query.mask(case.images, case.saliency, substrate)
-    again = Case(case.query.model, case.images, _explain(case, masked)).saliency
+    again = Case(case.query.model, case.images, case.explain(case.query.model, masked)).saliency
     first, second = (m.flatten(1) - m.flatten(1).mean(1, keepdim=True) for m in (case.saliency, again))
     return (1 + (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1))) / 2
 

@@ -77,10 +77,10 @@ def test_smooth_grad_without_noise_is_the_gradient_and_with_noise_its_mean(poole
     plain = explain(pooled_net, images, 1, "input_gradient")["input_gradient"]
     method = "smooth_grad:samples=3,noise=0"
     torch.testing.assert_close(explain(pooled_net, images, 1, method)[method], plain)
-    generator, total = torch.Generator().manual_seed(4), 0
+    generators, total = Query(pooled_net, images, 1, seed=4).generators(), 0
     sigma = 0.2 * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
     for _ in range(3):
-        noisy = images + sigma * torch.randn(images.shape, generator=generator)
+        noisy = images + sigma * torch.stack([torch.randn(3, 32, 32, generator=g) for g in generators])
         total = total + batched_gradient(Query(pooled_net, noisy, 1))
     method = "smooth_grad:samples=3,noise=0.2"
     found = explain(pooled_net, images, 1, method, seed=4)[method]

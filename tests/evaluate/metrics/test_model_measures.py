@@ -9,7 +9,7 @@ from torch import nn
 
 from common.errors import UserError
 from common.transform import ModelTransform
-from evaluate.explainers import MicroBatch
+from evaluate.explainers import MicroBatch, Query
 from evaluate.explanation import explain
 from evaluate.metrics import MEASURES, Case, measure_case, parse_measure
 from evaluate.metrics.insertion_deletion import area, blur
@@ -199,11 +199,12 @@ def test_max_sensitivity_and_coherency_by_hand(images):
     def linear(x):
         return x.sum(1)
 
-    case = Case(Bright(), images, linear(images), transform=PLAIN, explain=linear, seed=3)
+    again = lambda _model, x: linear(x)  # noqa: E731
+    case = Case(Bright(), images, linear(images), transform=PLAIN, explain=again, seed=3)
     found = measure_case(case, {"max_sensitivity": {"samples": 4, "radius": 0.1}, "coherency": {}})
-    generator, worst = torch.Generator().manual_seed(3), torch.zeros(3)
+    generators, worst = Query(Bright(), images, seed=3).generators(), torch.zeros(3)
     for _ in range(4):
-        noise = 0.1 * (torch.rand(images.shape, generator=generator) * 2 - 1)
+        noise = 0.1 * (torch.stack([torch.rand(3, 12, 10, generator=g) for g in generators]) * 2 - 1)
         change = linear(noise).flatten(1).norm(dim=1) / linear(images).flatten(1).norm(dim=1)
         worst = worst.maximum(change)
     torch.testing.assert_close(found["max_sensitivity"].values, worst)
@@ -212,7 +213,7 @@ def test_max_sensitivity_and_coherency_by_hand(images):
         again = linear((images[i] * s)[None])[0]
         expected = (1 + np.corrcoef(s.flatten(), again.flatten())[0, 1]) / 2
         assert found["coherency"].values[i].item() == pytest.approx(expected, rel=1e-4)
-    same = Case(Bright(), images, case.maps, transform=PLAIN, explain=lambda x: case.maps)
+    same = Case(Bright(), images, case.maps, transform=PLAIN, explain=lambda _model, _x: case.maps)
     torch.testing.assert_close(measure_case(same, ["coherency"])["coherency"].values, torch.ones(3))
 
 
