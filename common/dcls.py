@@ -127,7 +127,7 @@ class _BilinearKernel(torch.autograd.Function):
         ctx.save_for_backward(weight, positions)
         ctx.size, ctx.interpolation = size, interpolation
         elements = weight.reshape(-1, weight.shape[-1])
-        (rows, columns), _, pixels, norm = _taps(positions, size, interpolation)
+        (rows, columns), pixels, norm, _ = _taps(positions, size, interpolation)
         scaled = elements if norm is None else elements / norm
         values = (rows * scaled)[:, None] * columns
         kernel = elements.new_zeros(len(elements), size[0] * size[1])
@@ -138,7 +138,9 @@ class _BilinearKernel(torch.autograd.Function):
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]
         weight, positions = ctx.saved_tensors
         elements = weight.reshape(-1, weight.shape[-1])
-        (rows, columns), (row_slopes, column_slopes), pixels, norm = _taps(positions, ctx.size, ctx.interpolation)
+        (rows, columns), pixels, norm, slopes = _taps(positions, ctx.size, ctx.interpolation, with_slopes=True)
+        assert slopes is not None
+        row_slopes, column_slopes = slopes
         scaled = elements if norm is None else elements / norm
         found = upstream.reshape(len(elements), -1).gather(1, pixels)
         found = found.view(len(elements), 2, 2, -1).permute(1, 2, 0, 3)  # (row, column, N, k)
@@ -157,14 +159,14 @@ class _BilinearKernel(torch.autograd.Function):
 
 
 def _taps(
-    positions: Tensor, size: tuple[int, int], interpolation: str
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor, Tensor | None]:
+    positions: Tensor, size: tuple[int, int], interpolation: str, with_slopes: bool = False
+) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
     """What bilinear elements put where, for N = Cout * Cin/g kernels of k elements.
 
     Returns:
-        Values at the two rows and the two columns that an element touches, and their slopes, each (2, N, k), 0
-        outside the kernel; the flat index (N, 4 k) of the pixels they meet in; what the weights are divided by,
-        (N, k) or None.
+        Values at the two rows and the two columns that an element touches, each (2, N, k), 0 outside the kernel;
+        the flat index (N, 4 k) of the pixels they meet in; what the weights are divided by, (N, k) or None; if asked
+        for, the slopes of the values, of their shapes.
     """
     row = row_axis(interpolation)
     length = positions.new_tensor(size if row == 0 else size[::-1]).view(2, 1, 1)
@@ -175,15 +177,16 @@ def _taps(
     nearest = pixel.clamp(torch.zeros_like(length), length - 1)
     inside = (pixel == nearest).to(centre.dtype)
     values = torch.stack((1 - fraction, fraction)) * inside
-    # At an integer position the slope is one-sided for v0, and 0 for v1, as in the package.
-    slopes = inside * positions.new_tensor([-1, 1]).view(2, 1, 1, 1)
-    if interpolation != "v0":
-        slopes = slopes * fraction.sign()
     pixels = (nearest[:, row] * size[1])[:, None] + nearest[:, 1 - row]  # (2, 2, N, k)
     rows, columns = values[:, row], values[:, 1 - row]
     norm = None if interpolation == "v0" else rows.sum(0) * columns.sum(0) + _NORMALISATION_EPS
     flat = pixels.permute(2, 0, 1, 3).flatten(1).long()
-    return (rows, columns), (slopes[:, row], slopes[:, 1 - row]), flat, norm
+    if not with_slopes:
+        return (rows, columns), flat, norm, None
+    slopes = inside * positions.new_tensor([-1, 1]).view(2, 1, 1, 1)
+    if interpolation != "v0":  # at an integer position 0, where v0 takes the slope to one side, as in the package
+        slopes = slopes * fraction.sign()
+    return (rows, columns), flat, norm, (slopes[:, row], slopes[:, 1 - row])
 
 
 def _factors(

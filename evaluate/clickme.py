@@ -178,12 +178,16 @@ def tf_resize(x: Tensor, size: int) -> Tensor:
     Returns:
         (B, C, size, size) float32 on the same device.
     """
-    below, above, fraction = _neighbours(x.shape[3], size, x.device)
-    start, end = x[..., below], x[..., above]
-    x = (end - start).mul_(fraction).add_(start)
-    below, above, fraction = _neighbours(x.shape[2], size, x.device)
-    start, end = x[..., below, :], x[..., above, :]
-    return (end - start).mul_(fraction[:, None]).add_(start)
+    x = _resize_first(x.permute(3, 0, 2, 1), size)  # (W, B, H, C)
+    return _resize_first(x.permute(2, 1, 0, 3), size).permute(1, 3, 0, 2)
+
+
+def _resize_first(x: Tensor, size: int) -> Tensor:
+    """The first axis of (N, ...) resized to `size`: there whole rows are copied, several times faster on a CPU."""
+    below, above, fraction = _neighbours(len(x), size, x.device)
+    x = x.contiguous()
+    start, end = x.index_select(0, below), x.index_select(0, above)
+    return (end - start).mul_(fraction.view(-1, *[1] * (x.ndim - 1))).add_(start)
 
 
 def _neighbours(length: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -204,8 +208,7 @@ def paper_image(image: Tensor) -> Tensor:
     Returns:
         (B, 3, 224, 224) uint8: resized in float32 and cut to integers, as tf.cast does.
     """
-    resized = tf_resize(image.permute(0, 3, 1, 2).contiguous().float(), MAP_SIDE)
-    return resized.to(torch.uint8)
+    return tf_resize(image.float().permute(0, 3, 1, 2), MAP_SIDE).to(torch.uint8)
 
 
 def blur_human_map(heatmap: Tensor) -> Tensor:

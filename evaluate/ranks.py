@@ -1,5 +1,8 @@
-"""Rank correlation of whole batches on their device: one sort a batch, no loop over rows."""
+"""Rank correlation of whole batches on their device."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +26,7 @@ def average_ranks(x: Tensor) -> Tensor:
     if x.ndim != 2:
         raise ValueError(f"expected values of shape (B, N), got {tuple(x.shape)}")
     rows, columns = x.shape
-    ordered, order = x.sort(dim=1)
+    ordered, order = _sort(x)
 
     # Groups of equal values, over the sorted rows laid end to end: each row opens a new group.
     opens = torch.ones_like(ordered, dtype=torch.bool)
@@ -35,9 +38,29 @@ def average_ranks(x: Tensor) -> Tensor:
     sorted_ranks = torch.repeat_interleave(group_ranks, sizes, output_size=x.numel()).view(rows, columns)
     sorted_ranks -= torch.arange(0, x.numel(), columns, device=x.device)[:, None]  # rows count from 0
 
-    if x.is_floating_point():  # NaN sorts last
-        sorted_ranks.masked_fill_(ordered[:, -1:].isnan(), torch.nan)
+    sorted_ranks.masked_fill_(x.isnan().any(1, keepdim=True), torch.nan)
     return torch.empty_like(sorted_ranks).scatter_(1, order, sorted_ranks)
+
+
+def _sort(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's values in ascending order, and where they were; NaN anywhere."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return x.sort(dim=1)
+    # The bits of floats as unsigned integers of the same order, sorted by their lower, then by their upper half:
+    # NumPy sorts 16-bit integers by radix, in a fifth of the time that torch takes for floats.
+    bits = (x + 0.0).view(torch.int32).numpy()  # + 0.0: no negative zero
+    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.uint32) ^ np.uint32(0x80000000)
+    lower, upper = keys.astype(np.uint16), (keys >> np.uint32(16)).astype(np.uint16)
+    order = np.empty(bits.shape, np.int64)
+
+    def sort_row(row: int) -> None:
+        first = np.argsort(lower[row], kind="stable")
+        order[row] = first[np.argsort(upper[row, first], kind="stable")]
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(sort_row, range(len(bits))))
+    places = torch.from_numpy(order)
+    return x.gather(1, places), places
 
 
 def spearman_from_ranks(ranks_a: Tensor, ranks_b: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def test_integers_beyond_float_precision_stay_apart() -> None:
 
 
 def test_constant_rows_and_rows_with_nan_are_nan_and_leave_others_alone() -> None:
-    a = torch.tensor([[1.0, 2, 3, 4], [7, 7, 7, 7], [1, math.nan, 3, 4], [math.nan] * 4, [1, 2, 3, 4]])
+    a = torch.tensor([[1.0, 2, 3, 4], [7, 7, 7, 7], [1, -math.nan, 3, 4], [math.nan] * 4, [1, 2, 3, 4]])
     b = torch.tensor([[1.0, 2, 3, 4]]).repeat(5, 1)
     for first, second in ((a, b), (b, a)):
         result = spearman(first, second)
