@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,18 @@ from common.atomic import atomic_file
 
 Scores = Sequence[dict[str, Any]]
 PLAIN, TWIN = "#7b8794", "#d1495b"
+STYLES = ("-", "--", ":")
+"""Of lines, in turn once the ten colours are used up."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure for the page."""
+
+    explainer: str
+    """Whose figure it is; empty if it shows several."""
+    svg: str
+    """Its black follows the page's text colour."""
 
 
 def bar_chart(scores: Scores) -> Figure:
@@ -50,55 +63,56 @@ def accuracy_scatter(scores: Scores) -> Figure:
 
 
 def measure_curves(scores: Scores, name: str) -> Figure:
-    """Mean curve of a measure such as Insertion, a line an explainer, for one checkpoint."""
-    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    """Mean curve of a measure such as Insertion, a line an explainer, for one checkpoint; named best first."""
+    figure = Figure(figsize=(6.8, max(4.2, 0.16 * len(scores) + 1)), layout="constrained")
     axes = figure.subplots()
-    for item in scores:
+    lines = []
+    for number, item in enumerate(scores):
         found = item["measures"][name]
         share = [100 * n / (len(found["curve"]) - 1) for n in range(len(found["curve"]))]
-        axes.plot(share, found["curve"], label=f"{item['explainer']} ({found['value']:.3f})")
+        colour, style = f"C{number % 10}", STYLES[number // 10 % len(STYLES)]
+        label = f"{found['value']:.3f}  {item['explainer']}"
+        (line,) = axes.plot(share, found["curve"], style, color=colour, linewidth=1.4, label=label)
+        lines.append((found["value"] if found["better"] == "lower" else -found["value"], number, line))
     axes.set_xlabel("pixels (%), the most salient first")
     axes.set_ylabel("probability")
     axes.set_title(f"{name}, {scores[0]['checkpoint']}")
-    axes.legend(fontsize=7)
+    handles = [line for _, _, line in sorted(lines)]
+    figure.legend(handles=handles, fontsize=8, frameon=False, loc="outside right upper", handlelength=3)
     return figure
 
 
 FIGURES: dict[str, Callable[[Scores], Figure]] = {"bars": bar_chart, "accuracy": accuracy_scatter}
 
 
-def write_figures(folder: Path, scores: Scores) -> dict[str, str]:
-    """Draw every figure for every explainer and protocol.
+def write_figures(folder: Path, scores: Scores) -> list[Chart]:
+    """Draw every figure for every explainer and protocol, and the curves of every measure that has some.
 
     Args:
         folder: receives NAME.png and NAME.pdf.
-        scores: of the run; those without alignment are left out.
-
-    Returns:
-        SVG text by figure name, whose black follows the page's text colour.
+        scores: of the run; those without alignment are left out of what shows it.
     """
     families: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for item in scores:
         if item["alignment"] is not None:
             families.setdefault((item["explainer"], item["protocol"]), []).append(item)
     figures = {
-        f"{kind}-{explainer}-{protocol}": draw(members)
+        f"{kind}-{explainer}-{protocol}": (explainer, draw(members))
         for (explainer, protocol), members in families.items()
         for kind, draw in FIGURES.items()
     }
     protocol = scores[0]["protocol"]
+    curved = [name for name in scores[0]["measures"] if name.partition(":")[0] in ("insertion", "deletion")]
     for checkpoint in dict.fromkeys(item["checkpoint"] for item in scores):
         members = [s for s in scores if (s["checkpoint"], s["protocol"]) == (checkpoint, protocol)]
-        for name in ("insertion", "deletion"):
-            curves = [s for s in members for m in s["measures"] if m.startswith(name) and s["measures"][m]["curve"]]
-            if curves:
-                asked = next(m for m in curves[0]["measures"] if m.startswith(name))
-                figures[f"{name}--{checkpoint}"] = measure_curves(curves, asked)
-    for name, figure in figures.items():
+        for name in curved:
+            if drawn := [s for s in members if s["measures"][name]["curve"]]:
+                figures[f"{name}-{checkpoint}"] = "", measure_curves(drawn, name)
+    for name, (_, figure) in figures.items():
         for suffix in ("png", "pdf"):
             with atomic_file(folder / f"{_file_name(name)}.{suffix}") as temporary:
                 figure.savefig(temporary, format=suffix, dpi=160)
-    return {name: _svg(figure) for name, figure in figures.items()}
+    return [Chart(explainer, _svg(figure)) for explainer, figure in figures.values()]
 
 
 def _file_name(name: str) -> str:

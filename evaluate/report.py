@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,23 @@ from PIL import Image
 
 from common.atomic import write_text
 from evaluate.comparison import group_seeds, protocol_effect
+from evaluate.figures import Chart
 from evaluate.gallery import GalleryColumn, GalleryItem
 from evaluate.overlays import data_uri
-from evaluate.scores import SECONDS_FORM, SECONDS_HEADING, comparison_cells, figure, score_cells
+from evaluate.scores import SECONDS_FORM, SECONDS_HEADING, comparison_cells, figure, filled, score_cells
 from evaluate.statistics import Group, GroupKey
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, header, rows of text."""
+
+BREAKS, BREAK = r"(?<=\w)([:,_])", r"\1<wbr>"
+"""Where a long heading may be broken."""
+
+GALLERY_ALIGNED = (
+    "What a model saw, the human map in its field of view, and each explainer's map with its Spearman correlation by "
+    "protocol. Images are chosen by the first score."
+)
+GALLERY_PLAIN = "What a model saw, and each explainer's map; the first images."
 
 ASSETS = Path(__file__).parent / "report_assets"
 
@@ -29,7 +40,7 @@ def write_report(
     groups: dict[GroupKey, Group],
     gallery: Sequence[GalleryItem],
     columns: Sequence[GalleryColumn],
-    charts: dict[str, str],
+    charts: Sequence[Chart],
 ) -> None:
     """Write `report.html` and `report.md` into the folder `out`, each whole or not at all.
 
@@ -40,21 +51,20 @@ def write_report(
         groups: the rows, for the figures under the pictures.
         gallery: which images are shown.
         columns: their pictures, by checkpoint.
-        charts: SVG by name, see `evaluate.figures`.
+        charts: see `evaluate.figures`.
     """
     tables = _tables(scores, comparisons)
-    name = scores[0]["data"]["name"]
+    title = _title(scores)
     partial = scores[0]["partial"]
     body = [
-        f"<h1>Alignment with human attention: {_e(name)}</h1>",
+        f"<h1>{_e(title)}</h1>",
         f"<p class='partial'>Partial, not the whole data set: {_e(partial)}.</p>" if partial else "",
-        _filters(columns),
+        _filters(scores),
         "<p>Per-image rows: <a href='per_image.parquet'>per_image.parquet</a>; scores: "
         "<a href='scores.json'>scores.json</a>, <a href='scores.csv'>scores.csv</a>.</p>",
         *(_html_table(table) for table in tables),
-        *(f"<figure class='chart' data-explainers='{_e(n.split('-')[1])}'>{svg}</figure>" for n, svg in charts.items()),
-        "<h2>Gallery</h2><p>What a model saw, the human map in its field of view, and each explainer's map with its "
-        "Spearman correlation by protocol. Images are chosen by the first row of the table.</p>",
+        *(f"<figure class='chart' data-explainers='{_e(c.explainer)}'>{c.svg}</figure>" for c in charts),
+        f"<h2>Gallery</h2><p>{GALLERY_ALIGNED if scores[0]['protocol'] else GALLERY_PLAIN}</p>",
         *(_card(number, item, columns, groups) for number, item in enumerate(gallery)),
         "<h2>How it was computed</h2><dl>",
         *(f"<dt>{_e(key)}</dt><dd>{_e(value)}</dd>" for key, value in _provenance(scores).items()),
@@ -63,19 +73,25 @@ def write_report(
     page = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>Alignment on {_e(name)}</title><link rel='icon' href='data:,'>"
+        f"<title>{_e(title)}</title><link rel='icon' href='data:,'>"
         f"<style>{(ASSETS / 'report.css').read_text()}</style></head><body>"
         + "\n".join(body)
         + f"<script>{(ASSETS / 'report.js').read_text()}</script></body></html>"
     )
     write_text(out / "report.html", page)
-    write_text(out / "report.md", _markdown(name, partial, tables, _provenance(scores)))
+    write_text(out / "report.md", _markdown(title, partial, tables, _provenance(scores)))
+
+
+def _title(scores: Sequence[dict[str, Any]]) -> str:
+    what = "Alignment with human attention" if scores[0]["protocol"] else "Evaluation without human maps"
+    return f"{what}: {scores[0]['data']['name']}"
 
 
 def _tables(scores: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> list[Table]:
     ceiling = scores[0].get("ceiling")
-    title = f"Scores: alignment is mean Spearman / {ceiling} (human ceiling)" if ceiling else "Scores: mean Spearman"
-    tables: list[Table] = [_table(title, [score_cells(item) for item in scores])]
+    unit = f"mean Spearman / {ceiling} (human ceiling)" if ceiling else "mean Spearman"
+    title = f"Scores: alignment is {unit}" if scores[0]["protocol"] else "Scores"
+    tables: list[Table] = [_table(title, filled([score_cells(item) for item in scores]))]
     if comparisons:
         tables.insert(0, _comparison_table(scores, comparisons))
     if scores[0]["measures"]:
@@ -123,17 +139,21 @@ def measure_table(scores: Sequence[dict[str, Any]]) -> Table:
     seconds = {key: item["seconds_per_image"] for key, item in first.items()}
     for row, cell in zip(rows, _ranked(seconds, "lower", SECONDS_FORM)):
         row[f"{SECONDS_HEADING} (lower is better)"] = cell
-    return _table("Methods by measures", rows)
+    return _table("Methods by measures, with ranks", rows)
 
 
 def _ranked(values: dict[tuple[str, str], float | None], better: str, form: str = ".4f") -> list[str]:
-    """Each value by (checkpoint, explainer) as text, with its rank among those of the same checkpoint."""
+    """Each value by (checkpoint, explainer) as text, with its rank among those of the same checkpoint.
+
+    What reads the same has the same rank.
+    """
     sign = -1 if better == "higher" else 1
+    texts = {key: figure(value, form) for key, value in values.items()}
+    known = [(key[0], sign * float(texts[key])) for key, value in values.items() if value is not None]
     cells = []
-    for (checkpoint, _), value in values.items():
-        rivals = [v for (name, _), v in values.items() if name == checkpoint and v is not None]
-        rank = "" if value is None else f" (rank {1 + sum(sign * v < sign * value for v in rivals)})"
-        cells.append(figure(value, form) + rank)
+    for (checkpoint, _), text in texts.items():
+        ahead = sum(name == checkpoint and other < sign * float(text) for name, other in known) if text != "-" else 0
+        cells.append(text if text == "-" else f"{text} (rank {ahead + 1})")
     return cells
 
 
@@ -149,27 +169,32 @@ def _html_table(table: Table) -> str:
     lines = []
     for row in rows:
         names = " ".join(row[place] for place in places)
-        cells = "".join(f"<td{_numeric(cell)}>{_e(cell)}</td>" for cell in row)
+        cells = "".join(map(_cell, row))
         lines.append(
             f"<tr data-checkpoints='{_e('|'.join(row[p] for p in places))}' data-explainers='{_e(row[explainer])}' "
             f"title='{_e(names)}'>{cells}</tr>"
         )
-    header = "".join(f"<th>{_e(name)}</th>" for name in head)
+    header = "".join(f"<th>{re.sub(BREAKS, BREAK, _e(name))}</th>" for name in head)
     return f"<h2>{_e(title)}</h2><div class='scroll'><table><tr>{header}</tr>{''.join(lines)}</table></div>"
 
 
-def _numeric(cell: str) -> str:
-    return " class='n'" if cell[:1].isdigit() or cell[:2] in {"+0", "-0"} else ""
+def _cell(text: str) -> str:
+    """A figure's rank stands small behind it; the first of its column is bold."""
+    kind = " class='n'" if text[:1].isdigit() or text[:2] in {"+0", "-0"} else ""
+    value, _, rank = text.removesuffix(")").partition(" (rank ")
+    if not rank:
+        return f"<td{kind}>{_e(text)}</td>"
+    value = f"<b>{value}</b>" if rank == "1" else value
+    return f"<td{kind}>{value} <small title='rank {rank}'>{rank}</small></td>"
 
 
-def _filters(columns: Sequence[GalleryColumn]) -> str:
-    def boxes(kind: str, names: Sequence[str]) -> str:
+def _filters(scores: Sequence[dict[str, Any]]) -> str:
+    def boxes(kind: str) -> str:
+        names = dict.fromkeys(item[kind] for item in scores if item[kind])
         inputs = (f"<label><input type='checkbox' checked data-{kind}='{_e(n)}'> {_e(n)}</label>" for n in names)
         return f"<fieldset><legend>{kind}</legend>{''.join(inputs)}</fieldset>"
 
-    checkpoints = [column.checkpoint for column in columns]
-    explainers = list(columns[0].maps) if columns else []
-    return f"<form id='filters'>{boxes('checkpoint', checkpoints)}{boxes('explainer', explainers)}</form>"
+    return f"<form id='filters'>{boxes('checkpoint')}{boxes('explainer')}</form>"
 
 
 def _card(number: int, item: GalleryItem, columns: Sequence[GalleryColumn], groups: dict[GroupKey, Group]) -> str:
@@ -182,25 +207,28 @@ def _card(number: int, item: GalleryItem, columns: Sequence[GalleryColumn], grou
             pictures.append(_picture(column.pictures[number], "seen"))
             if column.human:
                 pictures.append(_picture(column.human[number], "human"))
-            parts.append(f"<div class='row'>{''.join(pictures)}</div>")
+            parts.append(_row("", "".join(pictures)))
         maps = "".join(
-            _picture(images[number], f"{name} {_spearman(groups, column.checkpoint, name, item.index)}", name)
+            _picture(images[number], name + _spearman(groups, column.checkpoint, name, item.index), name)
             for name, images in column.maps.items()
         )
-        parts.append(
-            f"<div class='row' data-checkpoints='{_e(column.checkpoint)}'>"
-            f"<p class='who'>{_e(column.checkpoint)}</p>{maps}</div>"
-        )
+        parts.append(_row(column.checkpoint, maps))
     return f"<section>{''.join(parts)}</section>"
 
 
+def _row(checkpoint: str, pictures: str) -> str:
+    attribute = f" data-checkpoints='{_e(checkpoint)}'" if checkpoint else ""
+    return f"<div class='row'{attribute}><p>{_e(checkpoint)}</p><div class='maps'>{pictures}</div></div>"
+
+
 def _spearman(groups: dict[GroupKey, Group], checkpoint: str, explainer: str, index: int) -> str:
+    """Caption of a map: its correlations, or nothing where there are no human maps."""
     texts = []
     for (name, method, protocol), group in groups.items():
-        if (name, method) == (checkpoint, explainer):
+        if (name, method) == (checkpoint, explainer) and protocol is not None:
             value = float(group.spearman[group.index == index][0])
-            texts.append(f"{'constant' if value != value else format(value, '.3f')} ({protocol})")
-    return ", ".join(texts)
+            texts.append(f" {'constant' if value != value else format(value, '.3f')} ({protocol})")
+    return ",".join(texts)
 
 
 def _picture(image: Image.Image, caption: str, explainer: str = "") -> str:
@@ -214,6 +242,12 @@ def _picture(image: Image.Image, caption: str, explainer: str = "") -> str:
 def _provenance(scores: Sequence[dict[str, Any]]) -> dict[str, str]:
     item = scores[0]
     data = item["data"]
+    alignment = {
+        "protocol paper": "the human map covers the whole frame; images with a constant map are left out",
+        "protocol aligned": "the human map is cut to the model's field of view; images with a constant map score 0",
+        "interval": "95 %, percentile bootstrap over images, 10,000 resamples, seed " + str(item["seed"]),
+        "p-values": "Wilcoxon signed-rank, two-sided; Holm over the pairs of one explainer and protocol",
+    }
     return {
         "command": item["command"],
         "data": f"{data['name']}, {item['n_images']} of {data['n_images']} images, fingerprint {data['fingerprint']}",
@@ -227,27 +261,24 @@ def _provenance(scores: Sequence[dict[str, Any]]) -> dict[str, str]:
             f"measure {name}": f"{found['better']} is better; {found['settings']}; {found['defined']} images"
             for name, found in item["measures"].items()
         },
-        "protocol paper": "the human map covers the whole frame; images with a constant map are left out",
-        "protocol aligned": "the human map is cut to the model's field of view; images with a constant map score 0",
-        "interval": "95 %, percentile bootstrap over images, 10,000 resamples, seed " + str(item["seed"]),
-        "p-values": "Wilcoxon signed-rank, two-sided; Holm over the pairs of one explainer and protocol",
+        **(alignment if item["protocol"] else {}),
         "precision, device, processes": f"{item['precision']}, {item['device']}, {item['processes']}",
         SECONDS_HEADING: (
             f"wall time of an explainer as if it ran alone ({item['device']}, {item['precision']}, "
-            f"{item['threads']} CPU threads, batches of up to {item['batch_size']}), without reading pictures and "
-            "measures; the pass that gives features, gradients and logits is timed once, as all explainers at the "
-            "layer share it, and counted in for each of them"
+            f"CPU threads: {item['threads']}, batches of up to {item['batch_size']}), without reading pictures and "
+            "without measures; the pass that gives features, gradients and logits is timed once, as all explainers "
+            "at the layer share it, and counted in for each of them"
         ),
         "versions": ", ".join(f"{name} {version}" for name, version in item["versions"].items()),
     }
 
 
-def _markdown(name: str, partial: str, tables: Sequence[Table], provenance: dict[str, str]) -> str:
-    lines = [f"# Alignment with human attention: {name}", ""]
+def _markdown(title: str, partial: str, tables: Sequence[Table], provenance: dict[str, str]) -> str:
+    lines = [f"# {title}", ""]
     if partial:
         lines += [f"**Partial, not the whole data set: {partial}.**", ""]
-    for title, head, rows in tables:
-        lines += [f"## {title}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for heading, head, rows in tables:
+        lines += [f"## {heading}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
     lines += ["## How it was computed", "", *(f"- {key}: {value}" for key, value in provenance.items()), ""]
     return "\n".join(lines)

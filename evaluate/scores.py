@@ -129,9 +129,15 @@ def score_cells(item: dict[str, Any]) -> dict[str, str]:
         "top-1 %": f"{item['top1']:.2f}",
         "scored": str(item.get("n_scored", item["n_images"])),
         "degen.": str(item.get("n_degenerate", "-")),
-        "img/s": f"{item['images_per_second']:.1f}",
+        "img/s": f"{item['images_per_second']:.3g}",
         SECONDS_HEADING: figure(item["seconds_per_image"], SECONDS_FORM),
     }
+
+
+def filled(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Cells by heading without the columns that are dashes only; checkpoint and explainer stay."""
+    kept = [name for name in rows[0] if name in ("checkpoint", "explainer") or any(row[name] != "-" for row in rows)]
+    return [{name: row[name] for name in kept} for row in rows]
 
 
 def comparison_cells(item: dict[str, Any]) -> dict[str, str]:
@@ -148,7 +154,7 @@ def comparison_cells(item: dict[str, Any]) -> dict[str, str]:
 
 def score_table(scores: Sequence[dict[str, Any]]) -> str:
     """The scores as a table for the terminal."""
-    rows = [_without(score_cells(item), "class mean", "img/s", SECONDS_HEADING) for item in scores]
+    rows = filled([_without(score_cells(item), "class mean", "img/s", SECONDS_HEADING) for item in scores])
     note = f"\nPARTIAL: {scores[0]['partial']}" if scores[0]["partial"] else ""
     return plain_table(list(rows[0]), [list(row.values()) for row in rows]) + note
 

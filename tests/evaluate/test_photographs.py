@@ -82,7 +82,7 @@ def test_measures_of_a_run_equal_those_asked_for_directly(tmp_path, capsys):
     assert scores[0]["measures"]["insertion:step=512"]["settings"]["step"] == 512
     assert scores[0]["measures"]["average_drop"]["better"] == "lower"
     assert scores[0]["explainer_notes"] == {"fake_cam": "control: hides nothing"}
-    assert (tmp_path / "out" / "figures" / "insertion--net.png").exists()
+    assert (tmp_path / "out" / "figures" / "insertion_step_512-net.png").exists()
     assert "average_drop (lower is better)" in capsys.readouterr().out
 
 
