@@ -233,6 +233,29 @@ def construct_kernel(
     return kernel
 
 
+def depthwise_conv2d(x: Tensor, kernel: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
+    """Depthwise convolution with stride 1 and zero padding, in the fastest way known for a large kernel.
+
+    Args:
+        x: (B, C, H, W).
+        kernel: (C, 1, K0, K1).
+        bias: (C) or None.
+        padding: rows and columns of zeros on each side.
+
+    Returns:
+        (B, C, H', W') as `F.conv2d` gives it, in autocast's type where that is on.
+    """
+    if x.device.type != "cpu" or any(pad >= size for pad, size in zip(padding, kernel.shape[2:])):
+        return F.conv2d(x, kernel, bias, 1, padding, 1, x.shape[1])
+    x = x.contiguous(memory_format=torch.channels_last)
+    if torch.is_autocast_enabled("cpu"):
+        half = torch.get_autocast_dtype("cpu")
+        x, kernel, bias = x.to(half), kernel.to(half), None if bias is None else bias.to(half)
+    out = _DepthwiseOnCpu.apply(x, kernel, bias, padding)
+    assert isinstance(out, Tensor)
+    return out
+
+
 class _DepthwiseOnCpu(torch.autograd.Function):
     """Depthwise convolution, stride 1, zero padding, whose backward pass is made of forward convolutions.
 
@@ -355,28 +378,15 @@ class DclsConv2d(_DclsNd):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, Cin, H, W) with the kernel that the present positions make."""
         kernel = self.kernel().to(self.weight.dtype)
-        if self._takes_depthwise_path(x):
-            x = x.contiguous(memory_format=torch.channels_last)
-            if torch.is_autocast_enabled("cpu"):
-                half = torch.get_autocast_dtype("cpu")
-                bias = None if self.bias is None else self.bias.to(half)
-                return _DepthwiseOnCpu.apply(x.to(half), kernel.to(half), bias, self.padding)
-            return _DepthwiseOnCpu.apply(x, kernel, self.bias, self.padding)
+        if x.ndim == 4 and self.stride == (1, 1) and self.padding_mode == "zeros" and self._is_depthwise():
+            return depthwise_conv2d(x, kernel, self.bias, self.padding)
         if self.padding_mode == "zeros":
             return F.conv2d(x, kernel, self.bias, self.stride, self.padding, 1, self.groups)
         x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         return F.conv2d(x, kernel, self.bias, self.stride, 0, 1, self.groups)
 
-    def _takes_depthwise_path(self, x: Tensor) -> bool:
-        return (
-            x.device.type == "cpu"
-            and torch.is_grad_enabled()
-            and self.groups == self.in_channels == self.out_channels
-            and self.stride == (1, 1)
-            and self.padding_mode == "zeros"
-            and all(padding < size for padding, size in zip(self.padding, self.dilated_kernel_size))
-            and x.ndim == 4
-        )
+    def _is_depthwise(self) -> bool:
+        return self.groups == self.in_channels == self.out_channels
 
     @torch.no_grad()
     def fold(self) -> nn.Conv2d:

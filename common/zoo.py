@@ -216,3 +216,15 @@ def create_model(
     if spec is not None:
         replace_convs(model, spec)
     return model
+
+
+def crashes_channels_last(model: nn.Module) -> bool:
+    """Whether a CPU's backward pass may crash in channels_last: a strided 1x1 convolution of few channels.
+
+    oneDNN (torch 2.15) writes beyond its memory in the weight gradient of FastViT's first 1x1 convolution, seen
+    with 3, 4 and 8 channels, stride 2, 256 px; not with 16 or more channels, nor in the contiguous layout.
+    """
+    return any(
+        isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < 16
+        for m in model.modules()
+    )

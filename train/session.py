@@ -23,7 +23,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, bro
 
 from common.atomic import write_text
 from common.errors import UserError
-from common.zoo import create_model
+from common.zoo import crashes_channels_last, create_model
 from train.augment import model_transform
 from train.averaging import Ema
 from train.batches import BatchSource, LocalError, open_data
@@ -116,6 +116,9 @@ def _build(settings: Settings, accelerator: Accelerator, command: str) -> Sessio
     model = create_model(
         settings.model, settings.num_classes, dcls=spec, pretrained=settings.pretrained, **settings.model_args
     )
+    if settings.channels_last and device.type == "cpu" and crashes_channels_last(model):
+        settings.channels_last = False
+        accelerator.print("channels_last=false: oneDNN crashes in the backward pass of this model's stem")
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     model.to(memory_format=layout).to(device)
     ema = Ema(model, settings.ema.decay, settings.ema.warmup) if settings.ema.decay is not None else None

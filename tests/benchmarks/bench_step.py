@@ -10,13 +10,12 @@ from DCLS.construct.modules import Dcls2d
 from torch import nn
 
 from common.dcls import DclsConv2d
-from common.zoo import create_model
+from common.zoo import crashes_channels_last, create_model, lookup
 from tests.benchmarks.harness import alternate, device, markdown
 
 TITLE = "One training step, whole model"
 GOAL = "Goal: the DCLS twin at 0.95 of the plain twin's images a second or better."
 MODELS = ("convnext_t", "convformer_s18", "fastvit_sa24", "resnet50", "convnext_b")
-ON_CPU = ("convnext_t", "resnet50")  # the others take very long with the package's layer
 
 
 def with_package_layers(model: nn.Module) -> nn.Module:
@@ -41,19 +40,22 @@ def step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, bf16: boo
     model.zero_grad(set_to_none=True)
 
 
-def run(models: tuple[str, ...] | None = None, rounds: int = 3, batch: int | None = None, size: int = 224) -> str:
+def run(models: tuple[str, ...] = MODELS, rounds: int = 3, batch: int | None = None) -> str:
     """The table of this benchmark; bf16 and batch 64 on a GPU, float32 and batch 4 on a CPU."""
     logging.disable(logging.WARNING)
     where = device()
     gpu = where.type == "cuda"
     batch = batch or (64 if gpu else 4)
     rows = []
-    for name in models or (MODELS if gpu else ON_CPU):
+    for name in models:
+        size = lookup(name).transform.crop
         built: dict[str, Any] = {"plain": create_model(name), "DCLS": create_model(f"{name}_dcls")}
         built["package"] = with_package_layers(create_model(f"{name}_dcls"))
+        last = gpu or not crashes_channels_last(built["plain"])
+        layout = torch.channels_last if last else torch.contiguous_format
         for key, model in built.items():
-            built[key] = model.to(where).to(memory_format=torch.channels_last).train()
-        images = torch.randn(batch, 3, size, size, device=where).contiguous(memory_format=torch.channels_last)
+            built[key] = model.to(where).to(memory_format=layout).train()
+        images = torch.randn(batch, 3, size, size, device=where).contiguous(memory_format=layout)
         labels = torch.randint(0, 1000, (batch,), device=where)
         work = {key: (lambda m=model: step(m, images, labels, gpu)) for key, model in built.items()}  # noqa: B023
         times = alternate(work, rounds)

@@ -6,7 +6,7 @@ import torch
 
 from common.errors import UserError
 from common.surgery import fold_dcls, position_groups
-from common.zoo import STUDY_MODELS, ZOO, create_model, lookup
+from common.zoo import STUDY_MODELS, ZOO, crashes_channels_last, create_model, lookup
 
 PARAMETERS = {  # measured on timm models with the study's surgery, one P a stage
     "resnet50": (25_557_032, 24_008_744),
@@ -112,3 +112,8 @@ def test_a_wrong_name_gets_the_nearest_right_one(name, message):
 def test_arguments_the_architecture_does_not_take(name):
     with pytest.raises(UserError, match=rf"{name}.*no_such"):
         create_model(name, no_such=1)
+
+
+@pytest.mark.parametrize("name", ["fastvit_sa24", "convnext_t_dcls", "resnet50", "caformer_s18"])
+def test_only_fastvit_crashes_a_cpu_in_channels_last(name):
+    assert crashes_channels_last(create_model(name)) == (name == "fastvit_sa24")
