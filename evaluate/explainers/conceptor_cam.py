@@ -86,8 +86,9 @@ def filters(
     # Every inter-channel state lies in the span of the hw channel vectors: outside it C(R+) is 0, and so is the
     # conjunction; inside, C x C matrices shrink to at most hw x hw without loss.
     basis = _span(image)
-    inter = _evidence((basis.mT @ image).mT, salience, 1 - salience, aperture)
-    intra = _evidence(image, weight.relu(), (-weight).relu(), aperture)
+    rank = basis.shape[1]
+    inter = _evidence((basis.mT @ image).mT, salience, 1 - salience, rank, aperture)
+    intra = _evidence(image, weight.relu(), (-weight).relu(), rank, aperture)
     return (lambda x: basis @ (inter @ (basis.mT @ x))), intra
 
 
@@ -97,10 +98,10 @@ def _span(image: Tensor) -> Tensor:
     return vectors[:, values > values[0] * 1e-9] if len(values) and values[0] > 0 else vectors[:, :1]
 
 
-def _evidence(states: Tensor, positive: Tensor, negative: Tensor, aperture: float) -> Tensor:
-    """C(R+) AND NOT C(R-) of states (n, d) with two weights (n,) each; (d, d)."""
+def _evidence(states: Tensor, positive: Tensor, negative: Tensor, rank: int, aperture: float) -> Tensor:
+    """C(R+) AND NOT C(R-) of states (n, d) that span `rank` dimensions, with two weights (n,) each; (d, d)."""
     plus, minus = correlation(states, positive), correlation(states, negative)
-    scale = (plus.trace() + minus.trace()) / 2 / states.shape[1]
+    scale = (plus.trace() + minus.trace()) / 2 / rank
     if scale > 0:
         plus, minus = plus / scale, minus / scale
     return conjunction(conceptor(plus, aperture), negation(conceptor(minus, aperture)))

@@ -19,6 +19,8 @@ from common.errors import UserError
 from evaluate.explainers.layout import Layout, find_layout, full
 from evaluate.explainers.targets import ResolvedTargets, Targets, resolve_targets
 
+_NAME_ONE = "name the layer to explain (layer=...), such as the first norm of its last block"
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -64,13 +66,13 @@ def default_layer(model: nn.Module) -> str | None:
     """
     bare = uncompiled(model)
     if not (hasattr(bare, "forward_features") and hasattr(bare, "forward_head")):
-        raise UserError(f"{type(bare).__name__} has no forward_features and forward_head; name the layer to explain")
+        raise UserError(f"{type(bare).__name__} has no forward_features and forward_head; {_NAME_ONE}")
     if getattr(bare, "global_pool", None) != "token":
         return None
     blocks = getattr(bare, "blocks", None)
     if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) and hasattr(blocks[-1], "norm1"):
         return f"blocks.{len(blocks) - 1}.norm1"
-    raise UserError(f"the head of {type(bare).__name__} sees the class token only; name the layer to explain")
+    raise UserError(f"the head of {type(bare).__name__} sees the class token only; {_NAME_ONE}")
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
@@ -103,7 +105,7 @@ def head_pass(model: nn.Module, images: Tensor, targets: Targets = None, bf16: b
     with torch.no_grad(), precision(images, bf16):
         output = bare.forward_features(images)
     if not isinstance(output, Tensor):
-        raise UserError(f"{type(bare).__name__} gives features as {type(output).__name__}; name the layer to explain")
+        raise UserError(f"{type(bare).__name__} gives features as {type(output).__name__}; {_NAME_ONE}")
     layout = find_layout(bare, output, images)
     # Contiguous and in the head's own type, so that the maps do not depend on how the backbone computed.
     output = output.to(_parameter_type(bare)).contiguous().detach()

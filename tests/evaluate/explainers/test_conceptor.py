@@ -145,6 +145,32 @@ def test_filters_in_the_span_of_the_states_equal_those_in_the_full_space():
     torch.testing.assert_close(inter(image), full @ image, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("channels", [6, 20])
+def test_the_map_follows_its_six_steps(channels):
+    """Fewer channels than places and more: the states span 6 or 12 dimensions; NOT and AND by plain inverses."""
+    features, gradients = activations(channels)
+    found = conceptor_cam(features, gradients, aperture=1.5, relu=False)
+    for b in range(2):
+        a, w = features[b].flatten(1).double(), gradients[b].mean((1, 2)).double()
+        m = (w @ a).relu()
+        m = (m - m.min()) / (m.max() - m.min())
+        rank = torch.linalg.matrix_rank(a)
+
+        def filtered(states, positive, negative, rank=rank):
+            plus, minus = (
+                sum(v * torch.outer(x, x) for v, x in zip(weights, states)) / weights.sum()
+                for weights in (positive, negative)
+            )
+            scale = (plus.trace() + minus.trace()) / (2 * rank)
+            identity = torch.eye(len(plus), dtype=torch.float64)
+            # A little of every direction, so that the conjunction's closed form exists.
+            plus, minus = plus / scale + 1e-9 * identity, minus / scale
+            return torch.linalg.inv(identity + torch.linalg.inv(plus) / 1.5**2 + minus * 1.5**2)
+
+        inter, intra = filtered(a.T, m, 1 - m), filtered(a, w.relu(), (-w).relu())
+        torch.testing.assert_close(found[b].flatten().double(), w @ inter @ a @ intra, rtol=1e-4, atol=1e-6)
+
+
 def test_the_map_does_not_depend_on_scale_but_on_evidence():
     features, gradients = activations()
     found = conceptor_cam(features, gradients)

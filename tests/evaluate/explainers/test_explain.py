@@ -122,6 +122,14 @@ def test_a_named_layer_that_is_the_last_map_gives_what_the_head_pass_gives(inpla
     torch.testing.assert_close(default.logits, named.logits)
 
 
+def test_a_head_that_works_in_place_does_not_change_the_maps(pooled_net, images):
+    expected = explain(pooled_net, images, [0, 1, 2], GRADIENT)
+    pooled_net.forward_head = lambda x: pooled_net.fc(x.mul_(2).mean((2, 3)) / 2)
+    found = explain(pooled_net, images, [0, 1, 2], GRADIENT)
+    for name in GRADIENT:
+        torch.testing.assert_close(found[name], expected[name], msg=name)
+
+
 def test_forms_and_sizes(pooled_net, images):
     own = {form: explain(pooled_net, images, 1, GRADIENT, form=form, size="own") for form in
            ("defined", "raw", "relu", "normalised")}  # fmt: skip

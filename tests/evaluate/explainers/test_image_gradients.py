@@ -116,6 +116,26 @@ def test_full_grad_is_complete_with_layers_that_work_in_place(inplace_net, poole
         torch.testing.assert_close(parts.total(), query.scores.double(), rtol=1e-4, atol=1e-5)
 
 
+def test_full_grad_is_complete_with_biases_of_every_kind(images):
+    """A convolution's bias without batch norm, a batch norm without weight and bias, and one without weight."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(),
+        nn.Conv2d(6, 5, 3, bias=False), nn.BatchNorm2d(5, eps=0.1, affine=False), nn.ReLU(),
+        nn.Conv2d(5, 4, 3, bias=False), nn.BatchNorm2d(4, eps=0.1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5, bias=False),
+    ).eval()  # fmt: skip
+    for norm in (net[3], net[6]):
+        norm.running_mean.normal_(0, 0.5)
+        norm.running_var.uniform_(0.2, 0.6)
+    nn.init.normal_(net[6].bias)
+    net[6].register_parameter("weight", None)
+    query = Query(net, images, [0, 1, 4])
+    parts = decompose(query)
+    assert [tuple(term.shape[1:]) for term in parts.bias_terms] == [(6, 30, 30), (5, 28, 28), (4, 26, 26)]
+    torch.testing.assert_close(parts.total(), query.scores.double(), rtol=1e-4, atol=1e-5)
+
+
 def test_full_grad_map_follows_the_published_loop(pooled_net, images):
     query = Query(pooled_net, images[:1], 1)
     parts = decompose(query)

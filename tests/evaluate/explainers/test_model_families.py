@@ -5,8 +5,9 @@ import timm
 import torch
 from PIL import Image
 
+from common.errors import UserError
 from common.zoo import STUDY_MODELS, create_model, lookup
-from evaluate.explainers import EXPLAINERS
+from evaluate.explainers import EXPLAINERS, Query
 from evaluate.explainers.passes import layer_pass
 from evaluate.explanation import explain
 
@@ -97,6 +98,45 @@ def test_named_layers(architecture, arguments, layer, grid):
     if passed.layout.prefix == 0:
         expected = 1e-3 * (passed.features * passed.gradients).sum().item()
         assert (after - before).item() == pytest.approx(expected, rel=0.05, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "layer", "grid"),
+    [
+        ("crossvit_tiny_240", 240, "blocks.2.blocks.0.0.norm1", (20, 20)),
+        ("crossvit_tiny_240", 240, "blocks.2.blocks.1.3.norm1", (14, 14)),  # sees the image at 224
+        ("volo_d1_224", 224, "network.4.1.norm1", (14, 14)),
+        ("tnt_s_patch16_224", 224, "blocks.11.norm_out", (14, 14)),
+        ("coat_tiny", 224, "serial_blocks4.1.norm1", (7, 7)),
+        ("pit_ti_224", 224, "transformers.2.blocks.3.norm1", (7, 7)),
+        ("xcit_nano_12_p16_224", 224, None, (14, 14)),
+        ("mobilevit_xxs", 256, None, (8, 8)),
+        ("levit_128s", 224, "stages.0", (14, 14)),  # it then shrinks the map by attention alone
+        ("edgenext_xx_small", 256, None, (8, 8)),
+        ("mvitv2_tiny", 224, None, (7, 7)),
+        ("maxvit_rmlp_pico_rw_256", 256, None, (8, 8)),
+    ],
+)
+def test_a_change_of_the_image_shows_at_its_place_in_the_map(architecture, size, layer, grid):
+    """By default, or at a named layer of models whose head sees the class token only, which are refused without."""
+    model, images = built(architecture, {}), torch.randn(4, 3, size, size)
+    if any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules()):
+        model.train()(images)  # as after training; before, signals fade from layer to layer
+        model.eval()
+    if model.global_pool == "token" and layer is not None:
+        with pytest.raises(UserError, match=r"class token only; name the layer to explain \(layer="):
+            explain(model, images[:1])
+    changed = images[:2].clone()
+    changed[:, :, : size // 4, -size // 4 :] += 3
+    first, second = (Query(model, x, [1, 2], layer).features for x in (images[:2], changed))
+    assert first.shape[2:] == grid
+    change = (second - first).square().sum(1)
+    for image in change:
+        row, column = divmod(int(image.argmax()), grid[1])
+        assert row < grid[0] / 2 <= column
+    maps = explain(model, images[:2], [1, 2], FEW, layer=layer, form="raw")
+    for name in ("layer_cam", "eigen_cam"):
+        assert maps[name].shape == (2, size, size) and not maps.degenerate[name].any(), name
 
 
 @pytest.mark.slow

@@ -79,6 +79,57 @@ def test_images_stop_one_by_one_and_finished_ones_are_not_computed_again(pooled_
     assert sizes == [3, 3, 2, 2, 2, 2]
     torch.testing.assert_close(found[1], features[1, 0])
     assert not torch.allclose(found[0], features[0].mean(0))
+    features[:], sizes[:] = features[:, :1].clone(), []
+    explain(pooled_net, images, 1, {"opti_cam": {"iterations": 6}}, **given)
+    assert sizes == [3, 3]
+
+
+@pytest.mark.parametrize("micro_batch", [4, 100])
+def test_an_image_that_stops_early_gives_the_map_it_gives_alone(pooled_net, images, micro_batch):
+    """Also while the others go on, whether they share its slice or not."""
+    pooled_net, images = pooled_net.double(), images.double()
+    given = {"transform": TRANSFORM, "size": "own", "micro_batch": micro_batch}
+    methods, steps, counts = {"opti_cam": {"tolerance": 1e-3, "iterations": 200}}, [], {}
+    for image, target in zip(images, [0, 1, 4]):
+        steps.append(explain(pooled_net, image[None], target, methods, **given)["opti_cam"][0])
+        counts[len(written_values(pooled_net, image, target, 1e-3, 200))] = True
+    assert len(counts) == 3 and max(counts) < 200  # they do stop, each at its own time
+    torch.testing.assert_close(explain(pooled_net, images, [0, 1, 4], methods, **given)["opti_cam"], torch.stack(steps))
+
+
+def test_an_image_stops_when_its_value_changes_by_less_than_the_tolerance(pooled_net, images):
+    pooled_net, images = pooled_net.double(), images.double()
+    given = {"transform": TRANSFORM, "size": "own"}
+    for image, target in zip(images, [0, 1, 4]):
+        count = len(written_values(pooled_net, image, target, 1e-3, 200))
+        found = explain(pooled_net, image[None], target, {"opti_cam": {"tolerance": 1e-3, "iterations": 200}}, **given)
+        expected = written_out(pooled_net, image, target, iterations=count)
+        torch.testing.assert_close(found["opti_cam"][0], expected.float(), rtol=1e-4, atol=1e-5)
+
+
+def written_values(net, image, target, tolerance, iterations):
+    """F before each step, until two in a row differ by less than the tolerance."""
+    values = []
+    for count in range(iterations):
+        s = written_out(net, image, target, iterations=count)
+        s = F.interpolate(s[None, None], image.shape[1:], mode="bilinear", align_corners=False)[0, 0]
+        with torch.no_grad():
+            values.append(masked_logit(net, image, (s - s.min()) / (s.max() - s.min()), target).item())
+        if count and abs(values[-1] - values[-2]) < tolerance:
+            break
+    return values
+
+
+def test_negative_activations_are_dropped_before_they_are_combined(pooled_net, images):
+    """The layer before the last ReLU gives the map of that ReLU."""
+    given = {"transform": TRANSFORM, "size": "own"}
+    assert Query(pooled_net, images, 1, "norm").features.min() < 0
+    methods = {"opti_cam": {"iterations": 5}}
+    signed, positive = (
+        explain(pooled_net.double(), images.double(), 1, methods, layer=layer, **given)["opti_cam"]
+        for layer in ("norm", "act")
+    )
+    torch.testing.assert_close(signed, positive)
 
 
 def test_black_and_mean_are_different_methods(pooled_net, images):
