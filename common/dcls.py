@@ -233,8 +233,13 @@ def construct_kernel(
     return kernel
 
 
+def plain_depthwise_conv2d(x: Tensor, kernel: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
+    """Depthwise convolution by `F.conv2d`; see `depthwise_conv2d`."""
+    return F.conv2d(x, kernel, bias, 1, padding, 1, x.shape[1])
+
+
 def depthwise_conv2d(x: Tensor, kernel: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
-    """Depthwise convolution with stride 1 and zero padding, in the fastest way known for a large kernel.
+    """Depthwise convolution with stride 1 and zero padding: on a CPU with a fast backward pass for large kernels.
 
     Args:
         x: (B, C, H, W).
@@ -245,15 +250,25 @@ def depthwise_conv2d(x: Tensor, kernel: Tensor, bias: Tensor | None, padding: tu
     Returns:
         (B, C, H', W') as `F.conv2d` gives it, in autocast's type where that is on.
     """
-    if x.device.type != "cpu" or any(pad >= size for pad, size in zip(padding, kernel.shape[2:])):
-        return F.conv2d(x, kernel, bias, 1, padding, 1, x.shape[1])
-    x = x.contiguous(memory_format=torch.channels_last)
-    if torch.is_autocast_enabled("cpu"):
-        half = torch.get_autocast_dtype("cpu")
-        x, kernel, bias = x.to(half), kernel.to(half), None if bias is None else bias.to(half)
-    out = _DepthwiseOnCpu.apply(x, kernel, bias, padding)
+    if x.device.type != "cpu" or not padding_fits(kernel, padding):
+        return plain_depthwise_conv2d(x, kernel, bias, padding)
+    x, kernel, bias = autocast_like_conv2d(x, kernel, bias)
+    out = _DepthwiseOnCpu.apply(x.contiguous(memory_format=torch.channels_last), kernel, bias, padding)
     assert isinstance(out, Tensor)
     return out
+
+
+def padding_fits(kernel: Tensor, padding: tuple[int, int]) -> bool:
+    """Whether the padding is less than the kernel, as a backward pass made of forward convolutions needs."""
+    return all(pad < size for pad, size in zip(padding, kernel.shape[2:]))
+
+
+def autocast_like_conv2d(x: Tensor, kernel: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The arguments in the type that autocast would give them."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, kernel, bias
+    half = torch.get_autocast_dtype(x.device.type)
+    return x.to(half), kernel.to(half), None if bias is None else bias.to(half)
 
 
 class _DepthwiseOnCpu(torch.autograd.Function):
@@ -318,9 +333,13 @@ class DclsConv2d(_DclsNd):
 
     Shape: (B, Cin, H, W) -> (B, Cout, H', W') as a convolution with a kernel of `dilated_kernel_size`.
 
+    The attribute `depthwise` computes a depthwise layer; `common.surgery.set_depthwise` gives it another function.
+
     Raises:
         ValueError: unknown interpolation or padding mode, or channels that groups do not divide.
     """
+
+    depthwise = staticmethod(depthwise_conv2d)
 
     def __init__(
         self,
@@ -379,7 +398,7 @@ class DclsConv2d(_DclsNd):
         """Convolve (B, Cin, H, W) with the kernel that the present positions make."""
         kernel = self.kernel().to(self.weight.dtype)
         if x.ndim == 4 and self.stride == (1, 1) and self.padding_mode == "zeros" and self._is_depthwise():
-            return depthwise_conv2d(x, kernel, self.bias, self.padding)
+            return self.depthwise(x, kernel, self.bias, self.padding)
         if self.padding_mode == "zeros":
             return F.conv2d(x, kernel, self.bias, self.stride, self.padding, 1, self.groups)
         x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)

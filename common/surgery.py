@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from common.dcls import INTERPOLATIONS, DclsConv2d, row_axis
+from common.dcls import INTERPOLATIONS, DclsConv2d, depthwise_conv2d, plain_depthwise_conv2d, row_axis
+
+DEPTHWISE_WAYS = ("auto", "conv2d", "triton")
 
 
 def _is_depthwise(conv: nn.Conv2d) -> bool:
@@ -115,6 +118,28 @@ def replace_convs(model: nn.Module, spec: DclsSpec) -> list[str]:
                 stage_head = layer
         model.set_submodule(name, layer)
     return names
+
+
+def set_depthwise(model: nn.Module, way: str) -> None:
+    """Choose how the depthwise DCLS layers of a model are computed.
+
+    `auto`: `common.dcls.depthwise_conv2d`, with a backward pass of our own on a CPU; `conv2d`: `F.conv2d` everywhere;
+    `triton`: the kernels of `common.depthwise_triton` on a GPU, elsewhere as `auto`.
+
+    Raises:
+        ValueError: an unknown way, or `triton` where Triton is not installed.
+    """
+    if way not in DEPTHWISE_WAYS:
+        raise ValueError(f"depthwise {way!r} is unknown; take one of {', '.join(DEPTHWISE_WAYS)}")
+    if way == "triton":
+        if importlib.util.find_spec("triton") is None:
+            raise ValueError("depthwise 'triton' needs the package triton (pip install triton); take auto without it")
+        from common.depthwise_triton import triton_depthwise_conv2d as convolve
+    else:
+        convolve = depthwise_conv2d if way == "auto" else plain_depthwise_conv2d
+    for layer in model.modules():
+        if isinstance(layer, DclsConv2d):
+            layer.depthwise = convolve
 
 
 def fold_dcls(model: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from common.errors import UserError
-from common.surgery import DclsSpec
+from common.surgery import DEPTHWISE_WAYS, DclsSpec
 from common.zoo import lookup
 from train.settings import Settings
 
@@ -41,6 +41,7 @@ SMOKE: dict[str, Any] = {
 
 _CHOICES = {
     "precision": ("fp32", "bf16", "fp16"),
+    "depthwise": DEPTHWISE_WAYS,
     "publish_weights": ("raw", "ema"),
     "loss.kind": ("cross_entropy", "bce"),
     "augment.interpolation": ("bicubic", "bilinear", "random"),

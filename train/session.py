@@ -23,6 +23,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, bro
 
 from common.atomic import write_text
 from common.errors import UserError
+from common.surgery import set_depthwise
 from common.zoo import crashes_channels_last, create_model
 from train.augment import model_transform
 from train.averaging import Ema
@@ -116,6 +117,10 @@ def _build(settings: Settings, accelerator: Accelerator, command: str) -> Sessio
     model = create_model(
         settings.model, settings.num_classes, dcls=spec, pretrained=settings.pretrained, **settings.model_args
     )
+    try:
+        set_depthwise(model, settings.depthwise)
+    except ValueError as error:
+        raise UserError(f"depthwise={settings.depthwise}: {error}") from error
     if settings.channels_last and device.type == "cpu" and crashes_channels_last(model):
         settings.channels_last = False
         accelerator.print("channels_last=false: oneDNN crashes in the backward pass of this model's stem")

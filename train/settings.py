@@ -203,6 +203,8 @@ class Settings:
     """Compile the model with torch.compile."""
     channels_last: bool = True
     """Memory layout NHWC."""
+    depthwise: str = "auto"
+    """How depthwise DCLS layers are computed: `auto`, `conv2d` or `triton` (see `common.surgery.set_depthwise`)."""
     threads: int | None = None
     """Threads of torch on the CPU; by default torch's own choice."""
     data: DataSettings = field(default_factory=DataSettings)

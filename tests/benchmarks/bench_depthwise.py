@@ -1,4 +1,7 @@
-"""The large depthwise convolution: our path, `F.conv2d` as the dcls package calls it, and the plain twin's 7x7."""
+"""The large depthwise convolution: our path, `F.conv2d` as the dcls package calls it, and the plain twin's 7x7.
+
+On a GPU, where our path is `F.conv2d` in channels_last, the Triton kernels run beside it.
+"""
 
 from __future__ import annotations
 
@@ -83,6 +86,10 @@ def run(rounds: int = 5, batch: int | None = None) -> str:
             "ours": calls(ours, last, large),
             "plain": calls(package, last, small),
         }
+        if gpu:
+            from common.depthwise_triton import triton_depthwise_conv2d
+
+            contestants["triton"] = calls(lambda x, k: triton_depthwise_conv2d(x, k, None, (8, 8)), last, large)
         times = {part: alternate({key: parts[part] for key, parts in contestants.items()}, rounds) for part in CALLS}
         whole = times["forward + backward"]
         rows.append(
@@ -91,11 +98,10 @@ def run(rounds: int = 5, batch: int | None = None) -> str:
                 *(f"{whole[key].median * 1e3:.2f}" for key in ("package", "ours", "plain")),
                 f"{whole['package'].median / whole['ours'].median:.1f}",
                 f"{whole['ours'].median / whole['plain'].median:.2f}",
-                *(
-                    " / ".join(f"{times[part][key].median * 1e3:.2f}" for key in ("package", "ours", "plain"))
-                    for part in CALLS[:3]
-                ),
+                f"{whole['triton'].median / whole['plain'].median:.2f}" if gpu else "-",
+                *(" / ".join(f"{t.median * 1e3:.2f}" for t in times[part].values()) for part in CALLS[:3]),
             ]
         )
     header = ["shape", "package 17x17 ms", "ours 17x17 ms", "plain 7x7 ms", "ours faster than package", "ours / plain"]
-    return markdown([*header, *(f"{part}: package / ours / plain ms" for part in CALLS[:3])], rows)
+    order = "package / ours / plain ms" + (" / Triton" if gpu else "")
+    return markdown([*header, "Triton / plain", *(f"{part}: {order}" for part in CALLS[:3])], rows)
