@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from common import surgery
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from tests.train.conftest import ROOT, launch, make_photographs, metrics
@@ -162,6 +163,22 @@ def test_bf16_and_clipping(train_here: Callable[..., Path], tmp_path: Path) -> N
     run = train_here(*TINY, "precision=bf16", "optim.clip_grad=1e-3", "ema.decay=0.9", "publish_weights=ema")
     assert metrics(run, "train/loss").keys() == {1, 2}
     load_checkpoint(tmp_path / "checkpoints" / "demo_dcls_smoke")
+
+
+def test_how_depthwise_layers_are_computed_can_be_set(
+    train_here: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    plain = surgery.plain_depthwise_conv2d
+    monkeypatch.setattr(surgery, "plain_depthwise_conv2d", lambda *given: calls.append(1) or plain(*given))
+    auto = metrics(train_here(*TINY, run_dir="auto"), "train/loss")
+    assert not calls
+    assert metrics(train_here(*TINY, "depthwise=conv2d", run_dir="conv2d"), "train/loss") == pytest.approx(
+        auto, rel=1e-4
+    )
+    assert calls
+    with pytest.raises(UserError, match="depthwise=fast: take one of auto, conv2d, triton"):
+        train_here(*TINY, "depthwise=fast", run_dir="fast")
 
 
 @pytest.mark.slow
