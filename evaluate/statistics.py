@@ -183,8 +183,13 @@ def _measure_score(name: str, group: Group) -> dict[str, Any]:
         "better": measure.better,
         "settings": settings,
         "defined": defined,
-        "curve": None if curve is None or not defined else np.nanmean(curve, axis=0).tolist(),
+        "curve": None if curve is None or not defined else [_mean_of_defined(column) for column in curve.T],
     }
+
+
+def _mean_of_defined(values: Array) -> float | None:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else None
 
 
 def compare(first: Group, second: Group, protocol: str, ceiling: float | None, seed: int) -> dict[str, Any]:

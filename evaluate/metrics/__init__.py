@@ -3,7 +3,6 @@
 from evaluate.metrics.boxes import boxes_in_view
 from evaluate.metrics.case import Case
 from evaluate.metrics.registry import MEASURES, Measure, Result, measure_case, parse_measure
-from evaluate.metrics.sanity import cascading_randomisation
 
 __all__ = [
     "MEASURES",
@@ -11,7 +10,6 @@ __all__ = [
     "Measure",
     "Result",
     "boxes_in_view",
-    "cascading_randomisation",
     "measure_case",
     "parse_measure",
 ]

@@ -27,6 +27,7 @@ from evaluate.metrics.localisation import (
 from evaluate.metrics.pointing import energy_pointing, pointing_game, standard_pointing
 from evaluate.metrics.road import road
 from evaluate.metrics.robustness import coherency, complexity, max_sensitivity
+from evaluate.metrics.sanity import cascading_randomisation
 
 Better = Literal["higher", "lower"]
 Needs = Literal["human", "boxes", "objects", "explain"]
@@ -114,6 +115,14 @@ _ALL = (
     Measure("complexity", "lower", complexity),
     Measure("coherency", "higher", coherency, ("explain",)),
     Measure("max_sensitivity", "lower", max_sensitivity, ("explain",)),
+    Measure(
+        "cascading_randomisation",
+        "lower",
+        cascading_randomisation,
+        ("explain",),
+        lambda curve: curve.nanmean(1),
+        has_curve=True,
+    ),
 )
 
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}

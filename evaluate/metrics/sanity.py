@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.errors import UserError
 from evaluate.explainers.passes import find_layer, uncompiled
 from evaluate.explainers.query import min_max
+from evaluate.metrics.case import Case
 from evaluate.ranks import average_ranks, spearman_from_ranks
 
 
@@ -69,46 +70,51 @@ def ssim(a: Tensor, b: Tensor, sigma: float = 1.5) -> Tensor:
     return similarity.mean((1, 2))
 
 
-def _similarity(before: Tensor, after: Tensor) -> dict[str, Tensor]:
-    def ranks(maps: Tensor) -> Tensor:
-        return average_ranks(maps.flatten(1))
+def _spearman(before: Tensor, after: Tensor) -> Tensor:
+    return spearman_from_ranks(average_ranks(before.flatten(1)), average_ranks(after.flatten(1)))
 
-    return {
-        "spearman": spearman_from_ranks(ranks(before), ranks(after)),
-        "spearman_abs": spearman_from_ranks(ranks(before.abs()), ranks(after.abs())),
-        "ssim": ssim(min_max(before), min_max(after)),
-    }
+
+SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "spearman": _spearman,
+    "spearman_abs": lambda before, after: _spearman(before.abs(), after.abs()),
+    "ssim": lambda before, after: ssim(min_max(before), min_max(after)),
+}
+"""Two maps (B, H, W) each -> (B,)."""
 
 
 def cascading_randomisation(
-    model: nn.Module,
-    explain: Callable[[nn.Module], dict[str, Tensor]],
-    stages: Sequence[str] | None = None,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Compare each explainer's maps with those after randomising the network from the logits down, stage by stage.
+    case: Case, similarity: str = "spearman", stages: Sequence[str] | None = None, seed: int = 0
+) -> Tensor:
+    """Similarity of the maps to those of the network randomised from the logits down; its mean is the score.
+
+    Adebayo et al., NeurIPS 2018. Maps as the explainer gives them (`grad_cam:relu=False` for the signed one), at
+    the images' resolution. The lower, the more the explainer depends on what was learnt; 1 for a map that knows
+    nothing of the network. The new parameters depend on the seed only; a copy of the network is randomised in
+    each batch.
 
     Args:
-        model: left as it is; a copy is randomised.
-        explain: model -> signed maps (B, H, W) by explainer, of the same images and targets each time.
+        case: model, images, maps and the explainer.
+        similarity: a name of `SIMILARITIES`: rank correlation of the maps, or of their magnitudes, or SSIM of the
+            maps scaled to 0..1.
         stages: names of modules in the order in which they are randomised, each on top of those before; None:
             `default_stages`.
         seed: of the new parameters.
 
     Returns:
-        One row a stage x explainer: `stage`, `depth` (1 for the first), `explainer`, and (B,) tensors `spearman`
-        (signed maps), `spearman_abs`, `ssim` (min-max maps). Lower is better: the explainer depends on what was
-        randomised. NaN where a map is constant.
+        (B, stages) in -1..1, NaN where either map is constant; an image's value is the mean of the others.
 
     Raises:
-        UserError: a stage that the model does not have.
+        UserError: unknown similarity, a stage that the model does not have, or no explainer.
     """
-    twin = copy.deepcopy(uncompiled(model))
+    if similarity not in SIMILARITIES:
+        raise UserError(f"similarity {similarity!r}; take one of {', '.join(SIMILARITIES)}")
+    twin = copy.deepcopy(case.query.bare)
     generator = torch.Generator().manual_seed(seed)
-    before = explain(twin)
-    rows = []
-    for depth, stage in enumerate(default_stages(twin) if stages is None else stages, 1):
+    before, curve = case.resized, []
+    for stage in default_stages(twin) if stages is None else stages:
         randomise(find_layer(twin, stage), generator)
-        for name, after in explain(twin).items():
-            rows.append({"stage": stage, "depth": depth, "explainer": name, **_similarity(before[name], after)})
-    return rows
+        after = Case(twin, case.images, case.explain(twin, case.images)).resized
+        alike = SIMILARITIES[similarity](before, after)
+        constant = (before.amin((1, 2)) == before.amax((1, 2))) | (after.amin((1, 2)) == after.amax((1, 2)))
+        curve.append(torch.where(constant, torch.nan, alike))
+    return torch.stack(curve, 1)

@@ -9,8 +9,9 @@ from evaluate.explanation import explain
 from evaluate.runner import RunOptions, measure
 from evaluate.subjects import load_subject
 
-EXPLAINED = ("random", "smooth_grad:samples=2", "rise:masks=6", "grad_cam")
-MEASURED = ("max_sensitivity:samples=2", "coherency", "road:percentages=(20,60),noise=9")
+EXPLAINED = ("random", "smooth_grad:samples=2", "rise:masks=6", "grad_cam", "other_human")
+CASCADE = "cascading_randomisation:stages=('head','stages.7')"
+MEASURED = ("max_sensitivity:samples=2", "coherency", "road:percentages=(20,60),noise=9", CASCADE)
 
 
 def rows_by_image(subject, data, batch_size, indices=range(8)):

@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from common.transform import ModelTransform
-from evaluate.metrics import Case, boxes_in_view, measure_case
+from evaluate.metrics import MEASURES, Case, boxes_in_view, measure_case
 from evaluate.metrics.alignment import top_share
 from evaluate.metrics.boxes import box_mask, clip_boxes, largest_component_box, overlap
 from evaluate.metrics.localisation import box_accuracy_of
@@ -57,6 +57,8 @@ def test_spearman_equals_scipy():
     found = one("spearman", torch.tensor(maps).float(), human=torch.tensor(human))
     assert found == pytest.approx(expected, abs=1e-6)
     assert np.isnan(one("spearman", torch.ones(1, 9, 9), human=torch.tensor(human[:1]))[0])
+    signed = torch.tensor(maps).float() - 0.5  # the order of signed values, not of their magnitudes
+    assert one("spearman", signed, human=torch.tensor(human)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_human_energy_by_hand():
@@ -64,7 +66,18 @@ def test_human_energy_by_hand():
     saliency[0, 0, 0], saliency[0, 0, 1] = 1, 3
     human = torch.zeros(1, 20, 20)
     human[0, 0, 0], human[0, 0, 1], human[0, 5, 5] = 10, 5, 10
-    assert one("human_energy", saliency, human=human) == pytest.approx([(1 / 3 * 1 + 1 * 0.5) / (1 / 3 + 1)])
+    expected = [(1 / 3 * 1 + 1 * 0.5) / (1 / 3 + 1)]
+    assert one("human_energy", saliency, human=human) == pytest.approx(expected)
+    assert one("human_energy", saliency - 5, human=human + 7) == pytest.approx(expected)
+    assert np.isnan(one("human_energy", torch.ones(1, 20, 20), human=human)[0])
+    assert one("human_energy", saliency, human=torch.ones(1, 20, 20)) == [0]
+
+
+def test_small_maps_are_enlarged_bilinearly_between_pixel_centres():
+    case = Case(First(), torch.zeros(1, 3, 4, 4), torch.tensor([[[0.0, 4.0], [8.0, 12.0]]]))
+    line = np.array([0, 0.25, 0.75, 1])
+    np.testing.assert_allclose(case.resized[0].numpy(), 4 * line[None] + 8 * line[:, None])
+    np.testing.assert_allclose(case.saliency[0].numpy(), (line[None] + 2 * line[:, None]) / 3, rtol=1e-6)
 
 
 def peak(row, column):
@@ -97,6 +110,14 @@ def test_pointing_game_with_boxes_and_masks(place, tolerance, hit):
         assert one("standard_pointing", peak(*place), boxes=BOX) == [hit]
 
 
+def test_pointing_in_an_oblong_image_at_the_highest_signed_value():
+    saliency = torch.full((1, 6, 10), -3.0)
+    saliency[0, 4, 7] = 1
+    inside, beside = ([torch.tensor([[x, 4.0, x + 1, 5.0]])] for x in (7.0, 6.0))
+    assert one("standard_pointing", saliency, boxes=inside) == [1]
+    assert one("standard_pointing", saliency, boxes=beside) == [0]
+
+
 def test_energy_pointing_and_f1_by_hand():
     saliency = torch.zeros(1, 20, 20)
     saliency[0, 2, 4], saliency[0, 3, 5], saliency[0, 10, 10] = 2, 1, 1  # 3 of 4 inside, in units of 2
@@ -105,6 +126,7 @@ def test_energy_pointing_and_f1_by_hand():
     assert one("pixel_f1", saliency, boxes=BOX) == pytest.approx([2 * precision * recall / (precision + recall)])
     double = [torch.tensor([[4.0, 2.0, 8.0, 6.0], [5.0, 2.0, 8.0, 6.0], [10.0, 10.0, 11.0, 11.0]])]
     assert one("energy_pointing", saliency, boxes=double) == [1]  # the union counts overlaps once
+    assert one("pixel_f1", peak(19, 19), boxes=BOX) == [0]
 
 
 def test_localisation_by_hand():
@@ -116,6 +138,13 @@ def test_localisation_by_hand():
     assert one("localisation_error", saliency, **given) == pytest.approx([1 - 1 / 3] * 2)
     assert one("official_metric", saliency, **given) == pytest.approx([1 - 1 / 3, 1])  # the second is predicted wrong
     assert one("box_accuracy:overlaps=(0.3,0.5),thresholds=10", saliency, **given) == [0.5, 0.5]
+    given["labels"] = torch.tensor([1, 0])  # what was explained does not count, but what is true
+    assert one("official_metric", saliency, **given) == pytest.approx([1, 1 - 1 / 3])
+    del given["labels"]  # then the targets are taken for the truth
+    assert one("official_metric", saliency, **given) == pytest.approx([1 - 1 / 3, 1])
+    assert one("box_accuracy:overlaps=(0.3,),thresholds=1", saliency, **given) == [1, 1]  # {S > 0} is not the frame
+    saliency[:, 12:] += 0.01  # above the median, not above the mean
+    assert one("localisation_error", saliency, **given) == pytest.approx([1 - 1 / 3] * 2)
     two = [torch.cat([BOX[0], torch.tensor([[6.0, 2.0, 10.0, 6.0]])])] * 2
     assert one("localisation_error", saliency, **{**given, "boxes": two}) == pytest.approx([0, 0])
 
@@ -131,6 +160,16 @@ def test_box_accuracy_takes_one_threshold_for_the_data_set():
     result = Case(First(), IMAGES, gradient, boxes=[torch.tensor([[0.0, 10.0, 20.0, 20.0]])])
     detail = measure_case(result, {"box_accuracy": {"thresholds": 4}})["box_accuracy"].detail[0]
     assert detail.shape == (4, 3) and detail[2].tolist() == [1, 1, 1] and detail[0].tolist() == [1, 1, 0]
+
+
+def test_undefined_values_do_not_count_in_the_score_of_a_data_set():
+    values = torch.tensor([1.0, torch.nan, 3.0])
+    assert MEASURES["pointing_game"].aggregate(values) == 2
+    assert MEASURES["pointing_game"].data_set_score(values, None, {}) == 2
+    hits = torch.zeros(2, 3, 2)
+    hits[:, 1, 0] = 1
+    score = MEASURES["box_accuracy"].data_set_score(torch.zeros(2), hits.flatten(1), {"overlaps": (0.3, 0.5)})
+    assert score == 0.5
 
 
 def test_images_without_an_object_in_view_are_undefined():
@@ -162,7 +201,9 @@ def test_boxes():
     )
     assert overlap(torch.zeros(4), torch.zeros(1, 4)).tolist() == [0]
     assert box_mask(torch.tensor([[0.4, 0.0, 1.6, 1.0]]), 2, 3)[0].tolist() == [[True, True, False], [False] * 3]
+    assert box_mask(torch.tensor([[0.0, 0.6, 1.0, 1.4]]), 2, 1)[0].tolist() == [[False], [False]]
     assert clip_boxes(torch.tensor([[-2.0, 1, 3, 30], [25, 0, 30, 5]]), 20, 20).tolist() == [[0, 1, 3, 20]]
+    assert clip_boxes(torch.tensor([[1.0, 1, 30, 30]]), 10, 20).tolist() == [[1, 1, 20, 10]]
 
 
 def test_boxes_in_view():

@@ -152,6 +152,31 @@ def test_insertion_and_deletion_follow_rise(net, images, maps, step, of):
     assert deleted.settings == {"step": step, "substrate": "mean", "of": of}
 
 
+def test_what_insertion_and_deletion_put_in_the_place_of_pixels(net, images, maps):
+    """The first state of an insertion is the blurred image, the last of a deletion the hidden one."""
+    case = Case(net, images, maps, torch.tensor([0, 3, 1]), transform=NORMAL)
+    names = ["insertion:of=target,blur_size=5,blur_sigma=1", "deletion:of=target,substrate=black"]
+    inserted, deleted = (r.detail for r in measure_case(case, names).values())
+    point = np.zeros((5, 5))
+    point[2, 2] = 1
+    kernel = torch.tensor(gaussian_filter(point, 1)).float()[None, None]
+    blurred = nn.functional.conv2d(images.flatten(0, 1)[:, None], kernel, padding=2).view_as(images)
+    black = -torch.tensor(NORMAL.mean) / torch.tensor(NORMAL.std)
+    for i, target in enumerate([0, 3, 1]):
+        assert inserted[i, 0].item() == pytest.approx(probability(net, blurred[i], target), rel=1e-4)
+        hidden = black.view(3, 1, 1).expand(3, 12, 10)
+        assert deleted[i, -1].item() == pytest.approx(probability(net, hidden, target), rel=1e-4)
+
+
+def test_substrates_are_not_mixed_up_when_several_are_asked_for(net, images, maps):
+    names = ["average_drop", "average_drop:substrate=mean"]
+    together = measure_case(Case(net, images, maps, 1, transform=NORMAL), names)
+    for name in names:
+        alone = measure_case(Case(net, images, maps, 1, transform=NORMAL), [name])[name].values
+        torch.testing.assert_close(together[name].values, alone)
+    assert not torch.allclose(together[names[0]].values, together[names[1]].values)
+
+
 def test_area():
     assert area(torch.tensor([[1.0, 0.0], [1.0, 1.0]])).tolist() == [0.5, 1.0]
 
@@ -195,6 +220,40 @@ def test_road_rewards_the_map_that_the_class_depends_on():
         measure_case(Case(Bright(), images, good), {"road": {"percentages": (0,)}})
 
 
+def test_road_follows_its_definition_with_the_packages_imputation(net, images, maps):
+    targets, percentages = [0, 3, 1], (10, 25, 60)
+    case = Case(net, images, maps, torch.tensor(targets))
+    found = measure_case(case, {"road": {"percentages": percentages, "noise": 0.0}})["road"].values
+    for i, target in enumerate(targets):
+        order, total = maps[i].flatten().argsort().numpy(), 0.0
+        for percentage in percentages:
+            removed = round(120 * percentage / 100)
+            without = []
+            for gone in (order[:removed], order[-removed:]):
+                keep = torch.ones(120)
+                keep[gone.copy()] = 0
+                without.append(probability(net, NoisyLinearImputer(noise=0)(images[i], keep.view(12, 10)), target))
+            total += (without[0] - without[1]) / 2
+        assert found[i].item() == pytest.approx(total / 3, rel=1e-3, abs=1e-6)
+
+
+def test_road_adds_noise_to_the_removed_pixels_only(images, maps):
+    seen = []
+
+    class Spy(Bright):
+        def forward(self, x):
+            seen.append(x)
+            return super().forward(x)
+
+    for noise in (0.0, 3.0):
+        measure_case(Case(Spy(), images, maps, 0), {"road": {"percentages": (30,), "noise": noise}})
+    plain, noisy = (torch.cat(seen[start:stop]) for start, stop in ((1, len(seen) // 2), (len(seen) // 2 + 1, None)))
+    kept = (plain == images.repeat_interleave(2, 0)).all(1)
+    assert kept.flatten(1).sum(1).tolist() == [84] * 6
+    change = (noisy - plain).transpose(1, 3)  # (6, W, H, 3)
+    assert (change[kept.mT] == 0).all() and 2.5 < change[~kept.mT].std() < 3.5
+
+
 def test_max_sensitivity_and_coherency_by_hand(images):
     def linear(x):
         return x.sum(1)
@@ -228,7 +287,7 @@ def test_every_measure_says_what_it_is():
         assert measure.name == name and measure.summary and measure.better in ("higher", "lower")
     assert [n for n, m in MEASURES.items() if m.better == "lower"] == [
         "average_drop", "deletion", "official_metric", "localisation_error", "saliency_metric", "complexity",
-        "max_sensitivity",
+        "max_sensitivity", "cascading_randomisation",
     ]  # fmt: skip
 
 

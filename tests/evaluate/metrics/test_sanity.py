@@ -1,15 +1,24 @@
 """Cascading randomisation, and the structural similarity it uses."""
 
+import copy
+import json
+from pathlib import Path
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
 from scipy.ndimage import gaussian_filter
+from scipy.stats import spearmanr
 
 from common.errors import UserError
+from evaluate.cli import main
 from evaluate.explanation import explain
-from evaluate.metrics import cascading_randomisation
+from evaluate.metrics import Case, measure_case
 from evaluate.metrics.sanity import default_stages, randomise, ssim
+
+DEMO = Path(__file__).parents[3] / "checkpoints" / "demo"
 
 
 @pytest.fixture(scope="module")
@@ -25,29 +34,92 @@ def test_stages_run_from_the_logits_down(model):
     assert covered == {id(p) for p in model.parameters()}
 
 
-def test_maps_that_depend_on_the_network_change_and_others_do_not(model):
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def curve(model, explainer, **parameters):
+    """(2, stages), by the measure."""
+
+    def again(net, images):
+        return explain(net, images, [1, 2], explainer, size="own")[explainer]
+
+    case = Case(model, IMAGES, again(model, IMAGES), torch.tensor([1, 2]), explain=again)
+    return measure_case(case, {"cascading_randomisation": parameters})["cascading_randomisation"]
+
+
+@pytest.mark.parametrize("similarity", ["spearman", "spearman_abs", "ssim"])
+def test_each_stage_is_randomised_on_top_of_those_before(model, similarity):
+    """Against a copy randomised by hand and SciPy; the model stays as it is."""
+    explainer, stages = "grad_cam:relu=False", ("fc", "layer4", "conv1")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-
-    def maps(net):
-        return dict(explain(net, images, [1, 2], ["layer_cam", "input_gradient", "centre"], form="raw"))
-
-    rows = cascading_randomisation(model, maps, ["fc", "layer4", "conv1"])
+    found = curve(model, explainer, stages=stages, similarity=similarity, seed=3)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
-    by = {(r["explainer"], r["stage"]): r for r in rows}
-    assert len(rows) == 9 and by["centre", "conv1"]["depth"] == 3
-    torch.testing.assert_close(by["centre", "conv1"]["spearman"], torch.ones(2, dtype=torch.float64))
-    torch.testing.assert_close(by["centre", "conv1"]["ssim"], torch.ones(2, dtype=torch.float64))
-    assert (by["input_gradient", "conv1"]["spearman"].abs() < 0.6).all()
-    assert {"spearman", "spearman_abs", "ssim"} <= set(rows[0])
+    twin, generator = copy.deepcopy(model), torch.Generator().manual_seed(3)
+    first = explain(model, IMAGES, [1, 2], explainer)[explainer]
+    for n, stage in enumerate(stages):
+        randomise(twin.get_submodule(stage), generator)
+        for i, (a, b) in enumerate(zip(first, explain(twin, IMAGES, [1, 2], explainer)[explainer])):
+            if similarity == "ssim":
+                a, b = ((m - m.min()) / (m.max() - m.min()) for m in (a, b))
+                expected = ssim(a[None], b[None]).item()
+            else:
+                a, b = (m.abs() if similarity == "spearman_abs" else m for m in (a, b))
+                expected = spearmanr(a.flatten(), b.flatten()).statistic
+            assert found.detail[i, n].item() == pytest.approx(expected, abs=1e-4)
+    torch.testing.assert_close(found.values, found.detail.mean(1))
+
+
+def test_maps_that_depend_on_the_network_change_and_others_do_not(model):
+    stages = ("fc", "layer4", "conv1")
+    for similarity in ("spearman", "ssim"):
+        unmoved = curve(model, "centre", stages=stages, similarity=similarity)
+        torch.testing.assert_close(unmoved.detail, torch.ones(2, 3, dtype=torch.float64))
+    assert (curve(model, "input_gradient", stages=stages).detail[:, -1].abs() < 0.6).all()
+    assert curve(model, "centre").detail.shape[1] == len(default_stages(model))
+    assert not torch.equal(curve(model, "grad_cam").detail, curve(model, "grad_cam", seed=1).detail)
+
+
+def test_stages_with_a_constant_map_are_left_out_of_the_mean():
+    net = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(3)))
+    for similarity in ("spearman", "ssim"):
+        maps = iter([torch.rand(1, 12, 12), torch.ones(1, 12, 12), torch.rand(1, 12, 12)])
+        again = lambda _model, _images, maps=maps: next(maps)  # noqa: E731
+        case = Case(net, torch.zeros(1, 3, 12, 12), torch.rand(1, 12, 12), explain=again)
+        given = {"cascading_randomisation": {"similarity": similarity, "stages": ("2", "1", "0")}}
+        found = measure_case(case, given)["cascading_randomisation"]
+        assert found.detail.isnan().tolist() == [[False, True, False]]
+        assert found.values.item() == pytest.approx(found.detail[0, [0, 2]].mean().item())
+
+
+def test_what_cannot_be_done_is_said(model):
     with pytest.raises(UserError, match="no layer 'layer9'"):
-        cascading_randomisation(model, maps, ["layer9"])
+        curve(model, "grad_cam", stages=("layer9",))
+    with pytest.raises(UserError, match="spearman, spearman_abs, ssim"):
+        curve(model, "grad_cam", similarity="pearson")
+
+
+def test_the_command_measures_it(tmp_path):
+    """Grad-CAM of the trained demo network changes; a map that knows nothing of the network stays as it is."""
+    name = "cascading_randomisation"
+    main(["--ckpt", str(DEMO), "--data", "scenes", "--limit", "6", "--explainer", "grad_cam", "centre", "random",
+          "--metric", name, "--workers", "0", "--out", str(tmp_path)])  # fmt: skip
+    found = {s["explainer"]: s["measures"][name] for s in json.loads((tmp_path / "scores.json").read_text())}
+    assert found["centre"]["value"] == pytest.approx(1, abs=1e-9) == found["random"]["value"]
+    assert found["grad_cam"]["value"] < 0.8 and found["grad_cam"]["better"] == "lower"
+    assert len(found["grad_cam"]["curve"]) == 12
+    rows = [r for r in pq.read_table(tmp_path / "per_image.parquet").to_pylist() if r["explainer"] == "grad_cam"]
+    assert found["grad_cam"]["value"] == pytest.approx(np.mean([row[name] for row in rows]))
+    assert all(row[name] == pytest.approx(np.nanmean(row[f"{name} detail"])) for row in rows)
+    assert name in (tmp_path / "report.html").read_text()
 
 
 def test_randomise_keeps_the_scale_and_changes_every_parameter(model):
     twin = timm.create_model("resnet10t", num_classes=10)
     twin.load_state_dict(model.state_dict())
+    twin(torch.randn(4, 3, 64, 64))  # in training mode: batch norms see something
     randomise(twin.layer3, torch.Generator().manual_seed(0))
+    assert twin.layer3[0].bn1.running_mean.abs().max() == 0 and (twin.layer3[0].bn1.running_var == 1).all()
+    assert twin.layer2[0].bn1.running_mean.abs().max() > 0
     for (name, new), old in zip(twin.layer3.named_parameters(), model.layer3.parameters()):
         if old.std() > 0:
             assert not torch.equal(new, old), name
