@@ -9,7 +9,11 @@ from evaluate.explainers.query import Query
 
 
 def random_map(query: Query) -> Tensor:
-    """Independent uniform noise at each pixel from each image's generator, (B, H, W)."""
+    """Independent uniform noise at each pixel from each image's generator, (B, H, W).
+
+    Where images have keys, as in the command, an image keeps its noise when its pixels or the model change: measures
+    that explain again find it perfectly stable.
+    """
     drawn = [torch.rand(query.images.shape[2:], generator=g) for g in query.generators()]
     return torch.stack(drawn).to(query.images.device)
 
