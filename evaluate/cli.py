@@ -20,7 +20,7 @@ from evaluate.explainers import EXPLAINERS, Explainer, MicroBatch, parse_method
 from evaluate.figures import write_figures
 from evaluate.gallery import choose_gallery, gallery_column
 from evaluate.metrics import MEASURES, parse_measure
-from evaluate.options import add_model_options, model_args
+from evaluate.options import add_layer_option, add_model_options, model_args
 from evaluate.processes import Processes, start_processes
 from evaluate.protocols import PROTOCOLS
 from evaluate.report import measure_table, write_report
@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     known = f"default: {' '.join(default)}; there are {', '.join(map(_with_note, EXPLAINERS.values()))}, {OTHER_HUMAN}"
     how.add_argument("--explainer", nargs="+", metavar=method, default=default, help=known)
     how.add_argument("--protocol", nargs="+", choices=PROTOCOLS, help="default: paper (with --study both)")
+    add_layer_option(how)
     further = f"further measures of each explainer: {', '.join(MEASURES)}"
     how.add_argument("--metric", nargs="+", default=[], metavar=method, help=further)
     how.add_argument("--micro-batch", type=int, help="images at once where many passes are needed; adapts to memory")
@@ -105,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         processes.device,
         MicroBatch(args.micro_batch, processes.device),
         skip_bad=args.skip_bad,
+        layer=args.layer,
     )
     result = evaluate_requests(
         requests, lambda subject: _open_data(args, subject), options, processes, args.out, args.limit, args.seed
@@ -179,6 +181,7 @@ def _finish(
         "command": shlex.join(["python", "-m", "evaluate", *sys.argv[1:]]),
         "versions": library_versions(),
     }
+    run["layer"] = args.layer or "the last feature map (class-token transformers: the last block's first norm)"
     run["explainer_notes"] = {
         n: note for n in options.explainers if n != OTHER_HUMAN and (note := parse_method(n)[0].note)
     }

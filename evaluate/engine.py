@@ -198,6 +198,7 @@ def _question(
         "data": data.fingerprint(),
         "indices": hashlib.sha256(str(list(indices)).encode()).hexdigest(),
         "explainers": options.explainers,
+        "layer": options.layer,
         "protocols": options.protocols,
         "measures": options.measures,
         "bf16": options.bf16,

@@ -17,6 +17,11 @@ def add_model_options(parser: Any) -> None:
     parser.add_argument("--model-arg", action="append", default=[], metavar="KEY=VALUE", help="of --model; repeatable")
 
 
+def add_layer_option(parser: Any) -> None:
+    """Add `--layer` to a parser or a group of one."""
+    parser.add_argument("--layer", help="name of the module that is explained (default: the last feature map)")
+
+
 def model_args(pairs: Sequence[str]) -> dict[str, Any]:
     """`KEY=VALUE` pairs -> arguments; values that are no Python literals are taken as text.
 

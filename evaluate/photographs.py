@@ -16,7 +16,7 @@ from common.errors import UserError
 from evaluate.data import imagenet_names, open_image
 from evaluate.explainers import EXPLAINERS, parse_method
 from evaluate.explanation import explain
-from evaluate.options import add_model_options, model_args
+from evaluate.options import add_layer_option, add_model_options, model_args
 from evaluate.overlays import overlay
 from evaluate.processes import start_processes
 from evaluate.subjects import load_subject
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     add_model_options(p)
     p.add_argument("--explainer", nargs="+", default=["grad_cam"], help=f"of {', '.join(EXPLAINERS)}")
     p.add_argument("--target", type=int, help="class index that is explained (default: the predicted class)")
-    p.add_argument("--layer", help="name of the module that is explained (default: the last feature map)")
+    add_layer_option(p)
     p.add_argument("--out", type=Path, default=Path("results/explain"), help="folder of results (%(default)s)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return p

@@ -256,6 +256,7 @@ def _provenance(scores: Sequence[dict[str, Any]]) -> dict[str, str]:
             for s in {s["checkpoint"]: s for s in scores}.values()
         ),
         "explained class": "the true label",
+        "explained layer": item["layer"],
         **{f"explainer {name}": note for name, note in item.get("explainer_notes", {}).items()},
         **{
             f"measure {name}": f"{found['better']} is better; {found['settings']}; {found['defined']} images"

@@ -48,6 +48,8 @@ class RunOptions:
     progress: bool = True
     skip_bad: bool = False
     """Leave out pictures that cannot be read instead of stopping."""
+    layer: str | None = None
+    """Name of the explained module; None: the last feature map."""
 
 
 class Measured(NamedTuple):
@@ -168,6 +170,7 @@ def _explain(
         images,
         batch.labels.to(images.device),
         methods,
+        layer=options.layer,
         size="own",
         transform=subject.transform,
         micro_batch=options.micro_batch,
@@ -244,8 +247,6 @@ def saliency_of(subject: Subject, batch: Batch, options: RunOptions) -> dict[str
     """Maps of every asked explainer for a batch, (B, S, S) at the size of the model's view; for pictures."""
     pixels = batch.pixels.to(options.device)
     images = subject.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)
-    labels = batch.labels.to(options.device)
     methods = [name for name in options.explainers if name != OTHER_HUMAN]
-    keys = batch.indices.tolist()
-    maps = explain(subject.model, images, labels, methods, transform=subject.transform, image_keys=keys)
-    return {name: saliency.cpu() for name, saliency in maps.items()}
+    maps = _explain(subject, subject.model, images, batch, methods, options)
+    return {name: resize_saliency(saliency, images.shape[-1]).cpu() for name, saliency in maps.items()}

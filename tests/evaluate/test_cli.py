@@ -230,3 +230,18 @@ def test_dry_run_of_the_study_names_sixteen_models_and_their_sources(tmp_path, c
     assert f"convnext_t                {tmp_path}/convnext_t.pth" in printed
     assert "zenodo.org/records/8370737/files/fastvit_sa24_v1_17lim_34el_seed0.pth.tar" in printed
     assert "download timm:resnet50.a1_in1k" in printed
+
+
+def test_another_layer_is_explained_where_one_is_named(checkpoint, tmp_path):
+    scores = {}
+    for layer in (None, "stages.0"):
+        out = tmp_path / str(layer)
+        named = [] if layer is None else ["--layer", layer]
+        given = ["--ckpt", str(checkpoint), "--data", "scenes", "--limit", "4", "--explainer", "grad_cam", *named]
+        assert main([*given, "--workers", "0", "--out", str(out)]) == 0
+        scores[layer] = json.loads((out / "scores.json").read_text())[0]
+    assert scores[None]["mean_spearman"] != scores["stages.0"]["mean_spearman"]
+    assert scores["stages.0"]["layer"] == "stages.0" and "last feature map" in scores[None]["layer"]
+    assert "stages.0" in (tmp_path / "stages.0" / "report.html").read_text()
+    with pytest.raises(UserError, match=r"no layer 'stages\.9'"):
+        main([*given[:-2], "--layer", "stages.9", "--workers", "0", "--out", str(tmp_path / "none")])
