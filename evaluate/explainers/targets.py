@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex
 
@@ -81,8 +81,6 @@ def resolve_targets(targets: Targets, logits: Tensor) -> ResolvedTargets:
         return ResolvedTargets(predicted)
     if callable(targets) and not isinstance(targets, Tensor):
         return ResolvedTargets(None, (targets,) * count)
-    if isinstance(targets, int):
-        targets = [targets] * count
     if isinstance(targets, Tensor):
         if targets.ndim > 1 or targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
             raise ValueError(f"targets must be class indices of shape (B,); got {targets.dtype} {tuple(targets.shape)}")
@@ -92,7 +90,7 @@ def resolve_targets(targets: Targets, logits: Tensor) -> ResolvedTargets:
         _check_range(classes, num_classes)
         return ResolvedTargets(classes)
 
-    chosen = list(targets)
+    chosen = list(targets) if isinstance(targets, Iterable) else [targets] * count
     _check_count(len(chosen), count)
     if any(callable(target) for target in chosen):
         return ResolvedTargets(None, tuple(_function(t, p) for t, p in zip(chosen, predicted.tolist())))

@@ -14,6 +14,7 @@ LOGITS = torch.tensor([[1.0, 5.0, 2.0], [7.0, 0.0, 3.0]])
     [
         (None, [1, 0]),
         (2, [2, 2]),
+        (np.int64(2), [2, 2]),
         ([2, None], [2, 0]),
         ((0, 1), [0, 1]),
         (torch.tensor([2, 1]), [2, 1]),
@@ -59,6 +60,7 @@ def test_functions_are_differentiable():
         (-1, "0 .. 2"),
         (torch.tensor([1.0, 2.0]), "class indices"),
         (["dog", 1], "'dog'"),
+        (1.5, "got 1.5"),
         ([True, 1], "True"),
         ([lambda x: x, 1], r"\(N, K\) into"),
     ],
