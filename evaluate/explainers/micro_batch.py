@@ -38,15 +38,15 @@ class MicroBatch:
         parts: list[Tensor] = []
         start = 0
         while start < count:
-            rows = max(self.size // cost, 1)
+            rows = min(max(self.size // cost, 1), count - start)
             try:
-                parts.append(work(slice(start, min(start + rows, count))))
+                parts.append(work(slice(start, start + rows)))
             except RuntimeError as error:  # torch.OutOfMemoryError is one
                 if not _is_out_of_memory(error) or rows == 1:
                     raise
                 smaller = rows // 2 * cost
             else:
-                start = min(start + rows, count)
+                start += rows
                 continue
             # Outside the handler, whose traceback would keep the failed slice's tensors alive.
             self.size = smaller
@@ -56,4 +56,5 @@ class MicroBatch:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    said = ("not enough memory", "can't allocate memory")  # by the allocator of CPUs
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)

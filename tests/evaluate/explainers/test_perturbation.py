@@ -117,20 +117,44 @@ def test_the_size_of_the_micro_batch_changes_nothing(pooled_net, images, method,
     torch.testing.assert_close(whole, small, rtol=1e-4, atol=1e-5)
 
 
-def test_micro_batch_halves_when_memory_runs_out_and_remembers():
+CPU_MESSAGE = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError(CPU_MESSAGE)])
+def test_micro_batch_halves_when_memory_runs_out_and_remembers(error):
     micro, seen = MicroBatch(64, torch.device("cpu")), []
 
     def work(part: slice) -> torch.Tensor:
         seen.append(part.stop - part.start)
         if part.stop - part.start > 10:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return torch.arange(part.start, part.stop)
 
     assert micro.run(30, work).tolist() == list(range(30))
-    assert (micro.size == 8 and seen == [30, 15, 8, 8, 8, 6]) or micro.size <= 10
+    assert seen == [30, 15, 7, 7, 7, 7, 2]
     seen.clear()
-    micro.run(30, work)
-    assert max(seen) <= 10
+    micro.run(9, work)
+    assert seen == [7, 2]
+
+
+def test_micro_batch_counts_what_a_row_costs():
+    micro, seen = MicroBatch(16, torch.device("cpu")), []
+
+    def work(part: slice) -> torch.Tensor:
+        seen.append(part.stop - part.start)
+        if part.stop - part.start > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.arange(part.start, part.stop)
+
+    assert micro.run(5, work, cost=4).tolist() == list(range(5))
+    assert seen == [4, 2, 2, 1] and micro.size == 8
+
+
+def test_the_allocator_of_the_cpu_is_understood():
+    micro = MicroBatch(2, torch.device("cpu"))
+    too_much = 10**15
+    micro.run(2, lambda part: torch.empty(too_much if part.stop - part.start == 2 else 1))
+    assert micro.size == 1
 
 
 def test_micro_batch_gives_up_at_one_row_and_passes_other_errors():
