@@ -29,6 +29,7 @@ from torch import Tensor
 from common.errors import UserError
 from evaluate.explainers import grad_cam, grad_cam_pp, xgrad_cam
 from evaluate.explainers.conceptor import conceptor, conjunction, correlation, negation
+from evaluate.explainers.layout import zero_where_broken
 from evaluate.explainers.query import min_max
 
 BASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -52,7 +53,7 @@ def conceptor_cam(
         relu: drop negative evidence; False: the signed map.
 
     Returns:
-        (B, h, w), at least 0 with `relu`.
+        (B, h, w), at least 0 with `relu`; 0 where features or gradients are not finite.
 
     Raises:
         UserError: unknown base, or an aperture that is not positive.
@@ -61,7 +62,8 @@ def conceptor_cam(
         raise UserError(f"conceptor_cam: base {base!r}; take one of {', '.join(BASES)}")
     if not aperture > 0:
         raise UserError(f"conceptor_cam: aperture {aperture}; it must be above 0")
-    weights = BASES[base](features, gradients)[:, :, 0, 0].double()
+    features = zero_where_broken(features)
+    weights = zero_where_broken(BASES[base](features, gradients)[:, :, 0, 0]).double()
     states = features.flatten(2).double()  # (B, C, hw)
     maps = []
     for image, weight in zip(states, weights):

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from evaluate.explainers.layout import zero_where_broken
+
 
 def eigen_cam(features: Tensor, gradients: Tensor | None = None, centre: bool = True, relu: bool = True) -> Tensor:
     """Activations (hw, C) projected on their first right singular vector.
@@ -17,10 +19,10 @@ def eigen_cam(features: Tensor, gradients: Tensor | None = None, centre: bool = 
         relu: drop the negative side; False: the signed projection.
 
     Returns:
-        (B, h, w), at least 0 with `relu`.
+        (B, h, w), at least 0 with `relu`; 0 where features are not finite.
     """
     del gradients
-    states = features.flatten(2).transpose(1, 2).double()  # (B, hw, C)
+    states = zero_where_broken(features).flatten(2).transpose(1, 2).double()  # (B, hw, C)
     lengths = torch.linalg.vector_norm(states, dim=2)
     if centre:
         states = states - states.mean(1, keepdim=True)

@@ -42,6 +42,12 @@ def full(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
+def zero_where_broken(values: Tensor) -> Tensor:
+    """(B, ...) with 0 for images that hold NaN or infinity, of which eigenvalues would fail for the whole batch."""
+    whole = values.isfinite().flatten(1).all(1)
+    return torch.where(whole.view(-1, *[1] * (values.ndim - 1)), values, 0)
+
+
 def find_layout(model: nn.Module, output: Tensor, images: Tensor, layer: nn.Module | None = None) -> Layout:
     """Tell how `output` lies.
 

@@ -153,12 +153,20 @@ def test_degenerate_maps_are_flagged_and_never_nan(pooled_net, images):
     assert all(found.isfinite().all() for found in maps.values())
 
 
-def test_maps_that_are_not_finite_become_zero_and_are_flagged(pooled_net, images):
-    images[1, 0, 0, 0] = torch.nan
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_maps_that_are_not_finite_become_zero_and_are_flagged(pooled_net, images, broken):
+    """The other images of the batch keep their maps."""
+    alone = explain(pooled_net, images, 1, EVERY, **BLACK)
+    images[1, 0, 0, 0] = broken
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        maps = explain(pooled_net, images, 1, ["grad_cam", "layer_cam"])
-    assert maps["grad_cam"].isfinite().all() and maps.degenerate["grad_cam"].tolist() == [False, True, False]
+        maps = explain(pooled_net, images, 1, EVERY, **BLACK)
+    for name, found in maps.items():
+        assert found.isfinite().all(), name
+        torch.testing.assert_close(found[[0, 2]], alone[name][[0, 2]], msg=name)
+    for name in [*GRADIENT, "score_cam", "ablation_cam", "opti_cam"]:
+        assert maps.degenerate[name].tolist() == [False, True, False], name
+        assert (maps[name][1] == maps[name][1, 0, 0]).all(), name
 
 
 def test_parameters_by_text_and_by_dict(pooled_net, images):
@@ -227,17 +235,18 @@ def test_what_is_said_of_each_explainer():
 
 
 def test_memory_does_not_grow(pooled_net, images):
-    methods = [*GRADIENT, "input_gradient", "full_grad", "guided_backprop"]
+    names = list(EVERY)
 
     def tensors() -> int:
         gc.collect()
         return sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
 
     for layer in (None, "stem.3"):
-        explain(pooled_net, images[:1], 1, methods, layer=layer)
+        explain(pooled_net, images[:1], 1, EVERY, layer=layer, **BLACK)
     before = tensors()
     for call in range(1000):
-        explain(pooled_net, images[:1, :, :8, :8], 1, methods[call % len(methods)], layer=(None, "stem.3")[call % 2])
+        one = {name: EVERY[name] for name in [names[call % len(names)]]}
+        explain(pooled_net, images[:1, :, :8, :8], 1, one, layer=(None, "stem.3")[call % 2], **BLACK)
     assert tensors() <= before
 
 
