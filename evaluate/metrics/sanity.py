@@ -15,34 +15,38 @@ from evaluate.explainers.query import min_max
 from evaluate.metrics.case import Case
 from evaluate.ranks import average_ranks, spearman_from_ranks
 
+OWN = "own"
+"""The stage of the parameters that belong to no part of the network: class token, position embedding."""
+
 
 def default_stages(model: nn.Module) -> list[str]:
     """Parts of a network with parameters, from the logits down: its children, sequences opened once.
 
     Children are taken in the order in which they were registered, reversed, which is that of the computation in
-    timm's models.
+    timm's models. `OWN` comes last: class token and position embedding join the patches before the first block.
     """
-    names = []
-    for name, child in uncompiled(model).named_children():
+    root, names = uncompiled(model), []
+    for name, child in root.named_children():
         opened = isinstance(child, nn.Sequential | nn.ModuleList) and len(child) > 1
         parts = [(f"{name}.{part}", m) for part, m in child.named_children()] if opened else [(name, child)]
         names += [part for part, module in parts if any(True for _ in module.parameters())]
-    return names[::-1]
+    return names[::-1] + [OWN] * any(True for _ in root.parameters(recurse=False))
 
 
 @torch.no_grad()
-def randomise(module: nn.Module, generator: torch.Generator) -> None:
+def randomise(module: nn.Module, generator: torch.Generator, recurse: bool = True) -> None:
     """Draw every parameter of a module anew, in place: normal with the mean and spread of the values it had.
 
     Batch norm statistics go back to those of an untrained layer. (Adebayo et al. re-run the initialiser; drawing
-    from the values' own distribution keeps the scale of the activations, for any kind of layer.)
+    from the values' own distribution keeps the scale of the activations, for any kind of layer.) Without `recurse`
+    the module's parts stay as they are.
     """
-    for parameter in module.parameters():
+    for parameter in module.parameters(recurse):
         values = parameter.float()
         spread = values.std(correction=0)
         drawn = torch.randn(parameter.shape, generator=generator).to(parameter.device) * spread + values.mean()
         parameter.copy_(drawn)
-    for part in module.modules():
+    for part in module.modules() if recurse else ():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.reset_running_stats()
 
@@ -96,8 +100,8 @@ def cascading_randomisation(
         case: model, images, maps and the explainer.
         similarity: a name of `SIMILARITIES`: rank correlation of the maps, or of their magnitudes, or SSIM of the
             maps scaled to 0..1.
-        stages: names of modules in the order in which they are randomised, each on top of those before; None:
-            `default_stages`.
+        stages: names of modules, or `OWN`, in the order in which they are randomised, each on top of those before;
+            None: `default_stages`.
         seed: of the new parameters.
 
     Returns:
@@ -112,7 +116,7 @@ def cascading_randomisation(
     generator = torch.Generator().manual_seed(seed)
     before, curve = case.resized, []
     for stage in default_stages(twin) if stages is None else stages:
-        randomise(find_layer(twin, stage), generator)
+        randomise(twin if stage == OWN else find_layer(twin, stage), generator, recurse=stage != OWN)
         after = Case(twin, case.images, case.explain(twin, case.images)).resized
         alike = SIMILARITIES[similarity](before, after)
         constant = (before.amin((1, 2)) == before.amax((1, 2))) | (after.amin((1, 2)) == after.amax((1, 2)))

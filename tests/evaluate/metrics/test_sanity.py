@@ -16,7 +16,7 @@ from common.errors import UserError
 from evaluate.cli import main
 from evaluate.explanation import explain
 from evaluate.metrics import Case, measure_case
-from evaluate.metrics.sanity import default_stages, randomise, ssim
+from evaluate.metrics.sanity import OWN, default_stages, randomise, ssim
 
 DEMO = Path(__file__).parents[3] / "checkpoints" / "demo"
 
@@ -32,6 +32,30 @@ def test_stages_run_from_the_logits_down(model):
     assert stages[0] == "fc" and stages[-1].startswith("conv1") and stages.index("layer4") < stages.index("layer1")
     covered = {id(p) for s in stages for p in model.get_submodule(s).parameters()}
     assert covered == {id(p) for p in model.parameters()}
+
+
+def test_what_belongs_to_no_part_of_the_network_is_randomised_last():
+    """A class-token transformer's class token and position embedding."""
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=10, depth=2).eval()
+    stages = default_stages(vit)
+    assert stages == ["head", "norm", "blocks.1", "blocks.0", "patch_embed", OWN]
+    before = {name: value.clone() for name, value in vit.named_parameters()}
+    randomise(vit, torch.Generator().manual_seed(0), recurse=False)
+    changed = [name for name, value in vit.named_parameters() if not torch.equal(value, before[name])]
+    assert changed == ["cls_token", "pos_embed"]
+    with torch.no_grad():
+        for name, value in vit.named_parameters():
+            value.copy_(before[name])
+    found = curve(vit, "grad_cam:relu=False").detail
+    assert found.shape == (2, 6) and not torch.equal(found[:, -1], found[:, -2])
+    only = curve(vit, "grad_cam:relu=False", stages=(OWN,)).detail
+    twin, expected = copy.deepcopy(vit), []
+    randomise(twin, torch.Generator().manual_seed(0), recurse=False)
+    for net in (vit, twin):
+        expected.append(explain(net, IMAGES, [1, 2], "grad_cam:relu=False")["grad_cam:relu=False"].flatten(1))
+    for n in range(2):
+        assert only[n, 0].item() == pytest.approx(spearmanr(expected[0][n], expected[1][n]).statistic, abs=1e-4)
 
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
