@@ -52,5 +52,5 @@ def largest_component_box(binary: np.ndarray) -> tuple[int, int, int, int]:
     if count == 0:
         return 0, 0, 0, 0
     largest = 1 + int(np.argmax(np.bincount(labelled.ravel())[1:]))
-    rows, columns = ndimage.find_objects(labelled)[largest - 1]
-    return columns.start, rows.start, columns.stop, rows.stop
+    rows, columns = np.divmod(np.flatnonzero(labelled == largest), binary.shape[1])
+    return int(columns.min()), int(rows[0]), int(columns.max()) + 1, int(rows[-1]) + 1

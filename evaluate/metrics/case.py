@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -56,16 +57,28 @@ class Case:
         seed: int = 0,
         image_keys: Sequence[int] | None = None,
     ) -> None:
-        if maps.ndim != 3 or len(maps) != len(images):
-            raise ValueError(f"maps of shape {tuple(maps.shape)} for images {tuple(images.shape)}; expected (B, h, w)")
-        self.images, self.maps = images, maps
+        self.images = images
         self.query = Query(model, images, targets, None, transform, micro_batch, bf16, seed, image_keys)
         self.human, self.masks = human, masks
-        self._explain = explain
         self._labels = labels
-        self._behind: dict[str, Tensor] = {}
+        self._take(maps, explain)
         height, width = images.shape[2:]
         self.boxes = None if boxes is None else [clip_boxes(b.to(images.device), height, width) for b in boxes]
+
+    def _take(self, maps: Tensor, explain: Callable[[nn.Module, Tensor], Tensor] | None) -> None:
+        if maps.ndim != 3 or len(maps) != len(self.images):
+            shape = tuple(self.images.shape)
+            raise ValueError(f"maps of shape {tuple(maps.shape)} for images {shape}; expected (B, h, w)")
+        self.maps, self._explain = maps, explain
+        self._behind: dict[str, Tensor] = {}
+
+    def under(self, maps: Tensor, explain: Callable[[nn.Module, Tensor], Tensor] | None = None) -> Case:
+        """The same images under another explainer; their logits are not computed again. See `Case`."""
+        other = copy.copy(self)
+        for of_maps in ("resized", "saliency"):
+            other.__dict__.pop(of_maps, None)
+        other._take(maps, explain)
+        return other
 
     @property
     def size(self) -> tuple[int, int]:

@@ -54,7 +54,8 @@ def pixel_f1(case: Case) -> Tensor:
 def box_accuracy(case: Case, thresholds: int = 100, overlaps: tuple[float, ...] = (0.3, 0.5, 0.7)) -> Tensor:
     """BoxAcc (Choe et al., CVPR 2020; eq. B.5): whether the box of {S > eta} overlaps an object by delta.
 
-    The data set's score is the mean over images, then the maximum over eta, then the mean over delta.
+    The data set's score is the mean over images, then the maximum over eta, then the mean over delta. The box is
+    that of the largest component, as in Opti-CAM and MaxBoxAcc; MaxBoxAccV2 takes the best of all components.
 
     Args:
         case: images, maps, boxes.
@@ -87,10 +88,11 @@ def saliency_metric(case: Case, of: str = "crop") -> Tensor:
     Args:
         case: images, maps, targets.
         of: what p_c is the probability of; `crop`: B_p cut out and resized to the input, as Dabkowski and Gal
-            define it; `image`: the whole image, as Opti-CAM's wording can be read.
+            define it; `image`: the whole image, as Opti-CAM's wording can be read (but its Table A.7 cannot: every
+            method would be below Fake-CAM, whose box is the frame).
 
     Returns:
-        (B,), unbounded.
+        (B,), unbounded; NaN for a constant map, whose empty box would win.
 
     Raises:
         UserError: neither of the two.
@@ -112,4 +114,5 @@ def saliency_metric(case: Case, of: str = "crop") -> Tensor:
         probability = case.perturbed(len(boxes), make, case.targets)
     else:
         probability = case.probabilities(case.targets)
-    return share.clamp(min=0.05).log() - probability.clamp(min=math.exp(-80)).log()
+    values = share.clamp(min=0.05).log() - probability.clamp(min=math.exp(-80)).log()
+    return torch.where(share > 0, values, torch.nan)

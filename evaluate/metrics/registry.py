@@ -44,6 +44,7 @@ class Result:
     """What the values were made from: the curve (B, n) of Insertion and Deletion, otherwise mostly the values."""
     settings: dict[str, Any]
     """Every parameter of the measure, to be recorded with its score."""
+    better: Better
 
 
 def _mean(detail: Tensor) -> float:
@@ -88,7 +89,7 @@ class Measure:
     def __call__(self, case: Case, **parameters: Any) -> Result:
         """Measure one batch."""
         detail = self.function(case, **parameters)
-        return Result(self.per_image(detail), detail, {**self.parameters, **parameters})
+        return Result(self.per_image(detail), detail, {**self.parameters, **parameters}, self.better)
 
 
 _ALL = (

@@ -13,7 +13,8 @@ def max_sensitivity(case: Case, radius: float = 0.2, samples: int = 10) -> Tenso
     """max over samples of ||S(x + d) - S(x)|| / ||S(x)|| (Yeh et al., NeurIPS 2019, normalised).
 
     d uniform in -radius..radius in every value of the normalised image; maps as the explainer gives them. The
-    paper takes a supremum, of which sampling gives a lower bound.
+    paper takes a supremum, of which sampling gives a lower bound, and does not divide. Captum divides as here;
+    Quantus, by which Opti-CAM's figures were made, divides by ||x||.
 
     Returns:
         (B,); NaN for a map that is 0 everywhere.
@@ -25,8 +26,9 @@ def max_sensitivity(case: Case, radius: float = 0.2, samples: int = 10) -> Tenso
         drawn = torch.stack([torch.rand(case.images.shape[1:], generator=g) for g in generators])
         noise = drawn.to(case.images) * 2 - 1
         after = case.explain(case.query.model, case.images + radius * noise).flatten(1)
-        worst = worst.maximum((after - before).norm(dim=1) / before.norm(dim=1))
-    return worst
+        worst = worst.maximum((after - before).norm(dim=1))
+    size = before.norm(dim=1)
+    return torch.where(size > 0, worst / size, torch.nan)
 
 
 def coherency(case: Case, substrate: Substrate = "black") -> Tensor:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -95,7 +96,8 @@ BOX = [torch.tensor([[4.0, 2.0, 8.0, 6.0]])]  # columns 4..7, rows 2..5
         ((2, 4), 0, 1),
         ((5, 7), 0, 1),
         ((6, 7), 0, 0),
-        ((6, 7), 1, 1),
+        ((6, 7), 1, 0),  # nearer than the tolerance, not as near
+        ((6, 7), 1.1, 1),
         ((8, 10), 4, 0),
         ((8, 10), 4.3, 1),
         ((19, 19), 15, 0),
@@ -189,7 +191,16 @@ def test_constant_maps_do_not_break_anything():
     flat = torch.ones(1, 20, 20)
     assert one("localisation_error", flat, boxes=BOX) == [1]
     assert np.isnan(one("energy_pointing", flat, boxes=BOX)[0])
-    assert np.isfinite(one("saliency_metric", flat)[0])
+    assert np.isnan(one("saliency_metric", flat)[0])  # an empty box would be the best of all
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.55, 0.7, 0.95])
+def test_the_box_of_the_largest_component_is_scipys(threshold):
+    for binary in np.random.default_rng(0).random((20, 30, 40)) > threshold:
+        labelled, count = ndimage.label(binary, np.ones((3, 3)))
+        sizes = [(labelled == n).sum() for n in range(1, count + 1)]
+        rows, columns = ndimage.find_objects(labelled)[int(np.argmax(sizes))]
+        assert largest_component_box(binary) == (columns.start, rows.start, columns.stop, rows.stop)
 
 
 def test_boxes():

@@ -88,6 +88,7 @@ def test_drop_increase_gain_follow_the_equations(net, images, maps):
         assert found["average_increase"].values[i].item() == 100 * (p < o)
         assert found["average_gain"].values[i].item() == pytest.approx(gain, rel=1e-3, abs=1e-4)
     assert found["average_drop"].settings == {"substrate": "black"}
+    assert (found["average_drop"].better, found["average_gain"].better) == ("lower", "higher")
 
 
 def test_drop_and_gain_at_certainty_and_for_constant_maps(images):
@@ -274,6 +275,31 @@ def test_max_sensitivity_and_coherency_by_hand(images):
         assert found["coherency"].values[i].item() == pytest.approx(expected, rel=1e-4)
     same = Case(Bright(), images, case.maps, transform=PLAIN, explain=lambda _model, _x: case.maps)
     torch.testing.assert_close(measure_case(same, ["coherency"])["coherency"].values, torch.ones(3))
+
+
+def test_max_sensitivity_of_a_map_of_zeros_is_undefined(images):
+    for again in (torch.zeros(3, 12, 10), torch.ones(3, 12, 10)):
+        case = Case(Bright(), images, torch.zeros(3, 12, 10), explain=lambda _model, _x, again=again: again)
+        assert measure_case(case, ["max_sensitivity"])["max_sensitivity"].values.isnan().all()
+
+
+def test_a_case_under_another_explainer_keeps_the_logits_and_nothing_of_the_maps(net, images, maps):
+    """Rows are those of a case of its own; the unmodified images run once."""
+    runs = []
+    net.register_forward_pre_hook(lambda _module, args: runs.append(args[0].data_ptr() == images.data_ptr()))
+    names, given = [*TRIO, "insertion:step=9", "coherency", "complexity"], {"transform": NORMAL, "bf16": True}
+    first = Case(net, images, maps, 1, explain=lambda _model, x: x[:, 0], **given)
+    measure_case(first, names)
+    again = lambda _model, x: x[:, 1]  # noqa: E731
+    second = first.under(1 - maps[:, :6, :6], again)
+    found = measure_case(second, names)
+    assert sum(runs) == 1
+    expected = measure_case(Case(net, images, 1 - maps[:, :6, :6], 1, explain=again, **given), names)
+    for name in names:
+        assert torch.equal(found[name].detail, expected[name].detail), name
+    assert not first.under(maps).can_explain and first.can_explain
+    with pytest.raises(ValueError, match=r"maps of shape \(2"):
+        first.under(maps[:2])
 
 
 def test_complexity(images):
