@@ -307,17 +307,37 @@ def test_depthwise_path_equals_conv2d_with_all_gradients(size, padding, shape):
 def test_depthwise_path_under_autocast_gives_float32_gradients_to_parameters():
     torch.manual_seed(0)
     layer = DclsConv2d(4, 4, 3, padding=4, dilated_kernel_size=9, groups=4, interpolation="v1")
-    x = torch.randn(2, 4, 12, 12)
+    x = torch.randn(2, 4, 12, 12, requires_grad=True)
     layer(x).square().mean().backward()
     exact = {name: p.grad.clone() for name, p in layer.named_parameters()}
     layer.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         out = layer(x)
-        out.float().square().mean().backward()
+    out.float().square().mean().backward()
     assert out.dtype == torch.bfloat16
     for name, parameter in layer.named_parameters():
         assert parameter.grad.dtype == torch.float32
         assert (parameter.grad - exact[name]).norm() < 0.05 * exact[name].norm(), name
+
+
+def test_weight_gradient_of_half_precision_is_summed_in_float32():
+    torch.manual_seed(0)
+    x, upstream = (torch.randn(8, 3, 9, 9).bfloat16() for _ in range(2))
+    kernel = torch.zeros(3, 1, 5, 5, dtype=torch.float64, requires_grad=True)
+    (F.conv2d(x.double(), kernel, padding=2, groups=3) * upstream.double()).sum().backward()
+    found = dcls._depthwise_weight_gradient(x, upstream, (2, 2))
+    torch.testing.assert_close(found.double(), kernel.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding", [(3, 1), (1, 4)])
+def test_padding_beyond_the_kernel_has_its_gradients(padding):
+    torch.manual_seed(0)
+    x, kernel = torch.randn(2, 2, 5, 5, requires_grad=True), torch.randn(2, 1, 3, 3, requires_grad=True)
+    found = dcls.depthwise_conv2d(x, kernel, None, padding)
+    expected = F.conv2d(x, kernel, None, 1, padding, 1, 2)
+    upstream = torch.randn_like(expected)
+    gradients = (torch.autograd.grad(out, (x, kernel), upstream) for out in (found, expected))
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
