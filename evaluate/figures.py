@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from common.atomic import atomic_file
+from evaluate.explainers import with_warning
 
 Scores = Sequence[dict[str, Any]]
 PLAIN, TWIN = "#7b8794", "#d1495b"
@@ -40,7 +42,7 @@ def bar_chart(scores: Scores) -> Figure:
     axes.set_xticks(range(len(scores)), [item["checkpoint"] for item in scores], rotation=35, ha="right")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_ylabel(_alignment_label(scores))
-    axes.set_title(f"{scores[0]['explainer']}, protocol {scores[0]['protocol']}")
+    axes.set_title(_title(scores[0]))
     return figure
 
 
@@ -58,7 +60,7 @@ def accuracy_scatter(scores: Scores) -> Figure:
     axes.margins(x=0.25)  # room for the names
     axes.set_xlabel("top-1 on these images (%)")
     axes.set_ylabel(_alignment_label(scores))
-    axes.set_title(f"{scores[0]['explainer']}, protocol {scores[0]['protocol']}")
+    axes.set_title(_title(scores[0]))
     return figure
 
 
@@ -71,7 +73,7 @@ def measure_curves(scores: Scores, name: str) -> Figure:
         found = item["measures"][name]
         share = [100 * n / (len(found["curve"]) - 1) for n in range(len(found["curve"]))]
         colour, style = f"C{number % 10}", STYLES[number // 10 % len(STYLES)]
-        label = f"{found['value']:.3f}  {item['explainer']}"
+        label = f"{found['value']:.3f}  {textwrap.fill(with_warning(item['explainer']), 30)}"
         (line,) = axes.plot(share, found["curve"], style, color=colour, linewidth=1.4, label=label)
         lines.append((found["value"] if found["better"] == "lower" else -found["value"], number, line))
     axes.set_xlabel("pixels (%), the most salient first")
@@ -126,6 +128,10 @@ def _svg(figure: Figure) -> str:
     svg = re.sub(r"#000000", "currentColor", svg)
     # Glyphs have no colour of their own and would stay black on a dark page.
     return svg.replace("<svg ", '<svg fill="currentColor" ', 1)
+
+
+def _title(item: dict[str, Any]) -> str:
+    return textwrap.fill(f"{with_warning(item['explainer'])}, protocol {item['protocol']}", 44)
 
 
 def _colour(item: dict[str, Any]) -> str:

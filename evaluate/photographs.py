@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from common.atomic import atomic_file
+from common.atomic import atomic_file, write_text
 from common.errors import UserError
 from evaluate.data import imagenet_names, open_image
-from evaluate.explainers import EXPLAINERS, parse_method
-from evaluate.explanation import explain
+from evaluate.explainers import EXPLAINERS, parse_method, with_warning
+from evaluate.explanation import Maps, explain
 from evaluate.options import add_layer_option, add_model_options, model_args
 from evaluate.overlays import overlay
 from evaluate.processes import start_processes
 from evaluate.subjects import load_subject
 
-CELL, TITLE = 200, 34  # pixels of the contact sheet
+CELL, LINE, LETTERS = 200, 13, 36  # of the contact sheet: pixels of a picture and of a line, letters in a line
+BATCH = 16  # photographs explained at once
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     p.add_argument("--ckpt", required=True, help="as of python -m evaluate")
     add_model_options(p)
-    p.add_argument("--explainer", nargs="+", default=["grad_cam"], help=f"of {', '.join(EXPLAINERS)}")
+    known = ", ".join(map(with_warning, EXPLAINERS))
+    p.add_argument("--explainer", nargs="+", default=["grad_cam"], help=f"of {known}")
     p.add_argument("--target", type=int, help="class index that is explained (default: the predicted class)")
     add_layer_option(p)
     p.add_argument("--out", type=Path, default=Path("results/explain"), help="folder of results (%(default)s)")
@@ -58,51 +64,79 @@ def main(argv: Sequence[str]) -> int:
     subject.to(device)
     names = imagenet_names() if subject.num_classes == 1000 else [str(i) for i in range(subject.num_classes)]
 
-    geometry = subject.transform.geometry()
-    pixels = torch.stack([geometry(photograph) for photograph in photographs])
-    images = subject.transform.normalise(pixels.to(device)).contiguous(memory_format=torch.channels_last)
-    target = None if args.target is None else torch.full((len(images),), args.target, device=device)
-    maps = explain(
-        subject.model, images, target, args.explainer, layer=args.layer, transform=subject.transform, size="image"
-    )
-    rows = []
-    for number, stem in enumerate(stems):
-        print(f"{args.images[number]}\n{_top5(maps.logits[number], names)}")
-        cells = [("seen", Image.fromarray(pixels[number].permute(1, 2, 0).contiguous().numpy()))]
-        for name, values in maps.items():
-            file = f"{stem}-{name.replace(':', '-').replace('=', '')}"
-            saliency = values[number].cpu()
-            with atomic_file(args.out / f"{file}.npy") as temporary, temporary.open("wb") as handle:
-                np.save(handle, saliency.numpy())
-            picture = overlay(pixels[number], saliency)
-            with atomic_file(args.out / f"{file}.png") as temporary:
-                picture.save(temporary, "PNG")
-            note = maps.explainers[name].note
-            constant = ", constant" if maps.degenerate[name][number] else ""
-            cells.append((f"{name}{constant}" + (f"\n{note}" if note else ""), picture))
-        rows.append(cells)
+    rows, told = [], []
+    for start in range(0, len(stems), BATCH):
+        part = slice(start, start + BATCH)
+        pixels = torch.stack([subject.transform.geometry()(photograph) for photograph in photographs[part]])
+        images = subject.transform.normalise(pixels.to(device)).contiguous(memory_format=torch.channels_last)
+        target = None if args.target is None else torch.full((len(images),), args.target, device=device)
+        maps = explain(
+            subject.model, images, target, args.explainer, layer=args.layer, transform=subject.transform, size="image"
+        )
+        for number, (path, stem) in enumerate(zip(args.images[part], stems[part])):
+            best = _top5(maps.logits[number], names)
+            print(path, *(f"  {p:6.1%}  {c:4d}  {name}" for p, c, name in best), sep="\n")
+            cells, entries = _write_maps(args.out, stem, pixels[number], maps, number)
+            rows.append(cells)
+            told.append(
+                {
+                    "image": str(path),
+                    "explained_class": best[0][1] if args.target is None else args.target,
+                    "layer": args.layer,
+                    "top5": [{"class": c, "name": name, "probability": p} for p, c, name in best],
+                    "maps": entries,
+                }
+            )
+    write_text(args.out / "explained.json", json.dumps(told, indent=2) + "\n")
     with atomic_file(args.out / "contact_sheet.png") as temporary:
         contact_sheet(rows).save(temporary, "PNG")
     for name, explainer in maps.explainers.items():
         if explainer.note:
             print(f"{name}: {explainer.note}")
-    print(f"maps (.npy), overlays (.png) and contact_sheet.png in {args.out}")
+    print(f"maps (.npy), overlays (.png), explained.json and contact_sheet.png in {args.out}")
     return 0
 
 
+Cells = list[tuple[str, Image.Image]]
+
+
+def _write_maps(out: Path, stem: str, pixels: Tensor, maps: Maps, number: int) -> tuple[Cells, list[dict[str, Any]]]:
+    """Array and overlay of each explainer for one photograph; its row of the contact sheet and of `explained.json`."""
+    cells: Cells = [("seen", Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()))]
+    entries: list[dict[str, Any]] = []
+    for name, values in maps.items():
+        file, saliency = f"{stem}-{name.replace(':', '-').replace('=', '')}", values[number].cpu()
+        constant, note = bool(maps.degenerate[name][number]), maps.explainers[name].note
+        with atomic_file(out / f"{file}.npy") as temporary, temporary.open("wb") as handle:
+            np.save(handle, saliency.numpy())
+        picture, about = overlay(pixels, saliency), PngInfo()
+        about.add_text("Explainer", f"{name}; {note}" if note else name)
+        with atomic_file(out / f"{file}.png") as temporary:
+            picture.save(temporary, "PNG", pnginfo=about)
+        cells.append((f"{name.replace(',', ', ')}{', constant' * constant}" + (f"\n{note}" if note else ""), picture))
+        entries.append({"explainer": name, "array": f"{file}.npy", "constant": constant, "note": note})
+    return cells, entries
+
+
 def contact_sheet(rows: Sequence[Sequence[tuple[str, Image.Image]]]) -> Image.Image:
-    """Pictures with a title each, a row a photograph."""
-    sheet = Image.new("RGB", (CELL * max(map(len, rows)), (CELL + TITLE) * len(rows)), "white")
+    """Pictures with a title each, wrapped to their width, a row a photograph."""
+    titles = [["\n".join(_wrapped(title)) for title, _ in cells] for cells in rows]
+    head = LINE * (max(title.count("\n") for row in titles for title in row) + 1) + 4
+    sheet = Image.new("RGB", (CELL * max(map(len, rows)), (CELL + head) * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
     for y, cells in enumerate(rows):
-        for x, (title, picture) in enumerate(cells):
-            corner = (x * CELL, y * (CELL + TITLE))
-            draw.multiline_text((corner[0] + 4, corner[1] + 2), title, fill="black", spacing=1)
-            shown = picture.resize((CELL - 4, CELL - 4), Image.Resampling.BICUBIC)
-            sheet.paste(shown, (corner[0] + 2, corner[1] + TITLE))
+        for x, (_, picture) in enumerate(cells):
+            left, top = x * CELL, y * (CELL + head)
+            draw.multiline_text((left + 4, top + 2), titles[y][x], fill="black", spacing=1)
+            sheet.paste(picture.resize((CELL - 4, CELL - 4), Image.Resampling.BICUBIC), (left + 2, top + head))
     return sheet
 
 
-def _top5(logits: Tensor, names: Sequence[str]) -> str:
+def _wrapped(title: str) -> list[str]:
+    return [part for line in title.split("\n") for part in textwrap.wrap(line, LETTERS)]
+
+
+def _top5(logits: Tensor, names: Sequence[str]) -> list[tuple[float, int, str]]:
+    """Probability, class and name of the likeliest classes."""
     probabilities, classes = logits.softmax(0).topk(min(5, len(names)))
-    return "\n".join(f"  {p:6.1%}  {c:4d}  {names[c]}" for p, c in zip(probabilities.tolist(), classes.tolist()))
+    return [(p, c, names[c]) for p, c in zip(probabilities.tolist(), classes.tolist())]

@@ -2,6 +2,6 @@
 
 from evaluate.explainers.micro_batch import MicroBatch
 from evaluate.explainers.query import Query
-from evaluate.explainers.registry import EXPLAINERS, Explainer, parse_method
+from evaluate.explainers.registry import EXPLAINERS, Explainer, parse_method, with_warning
 
-__all__ = ["EXPLAINERS", "Explainer", "MicroBatch", "Query", "parse_method"]
+__all__ = ["EXPLAINERS", "Explainer", "MicroBatch", "Query", "parse_method", "with_warning"]

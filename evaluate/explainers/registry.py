@@ -114,6 +114,12 @@ EXPLAINERS: dict[str, Explainer] = {explainer.name: explainer for explainer in _
 """Every explainer by the name people type."""
 
 
+def with_warning(text: str) -> str:
+    """`NAME[:KEY=VALUE,...]`, followed by the note of an explainer that is not verified."""
+    explainer = EXPLAINERS.get(text.partition(":")[0])
+    return text if explainer is None or explainer.verified else f"{text} ({explainer.note})"
+
+
 def parse_method(text: str) -> tuple[Explainer, dict[str, Any]]:
     """`NAME` or `NAME:KEY=VALUE,KEY=VALUE`, such as `threshold_grad_cam:threshold=0.5` -> explainer, parameters.
 

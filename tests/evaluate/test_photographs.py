@@ -32,12 +32,37 @@ def test_explain_writes_maps_overlays_and_a_contact_sheet(checkpoint, photograph
     main(["explain", *photographs, "--ckpt", str(checkpoint), "--explainer", *methods, "--out", str(out)])
     names = {path.name for path in out.iterdir()}
     files = ("grad_cam", "conceptor_cam", "threshold_grad_cam-threshold0.5")
-    assert names == {f"{p}-{m}.{s}" for p in "ab" for m in files for s in ("npy", "png")} | {"contact_sheet.png"}
+    maps = {f"{p}-{m}.{s}" for p in "ab" for m in files for s in ("npy", "png")}
+    assert names == maps | {"contact_sheet.png", "explained.json"}
     assert np.load(out / "a-threshold_grad_cam-threshold0.5.npy").min() == pytest.approx(0.5)
     assert np.load(out / "a-grad_cam.npy").shape == (64, 64)
-    assert Image.open(out / "contact_sheet.png").size == (800, 468)
+    assert Image.open(out / "contact_sheet.png").size == (800, 2 * (200 + 43))  # titles of three lines
     printed = capsys.readouterr().out
-    assert "conceptor_cam: reconstruction: not verified against the paper" in printed and printed.count("%") == 10
+    note = "reconstruction: not verified against the paper"
+    assert f"conceptor_cam: {note}" in printed and printed.count("%") == 10
+    assert Image.open(out / "b-conceptor_cam.png").text == {"Explainer": f"conceptor_cam; {note}"}
+    told = json.loads((out / "explained.json").read_text())
+    assert [entry["image"] for entry in told] == photographs
+    assert [entry["note"] for entry in told[0]["maps"]] == ["", note, ""]
+    for entry in told:
+        assert entry["explained_class"] == entry["top5"][0]["class"] and len(entry["top5"]) == 5
+        assert all(np.load(out / item["array"]).shape == (64, 64) for item in entry["maps"])
+
+
+def test_photographs_are_explained_a_few_at_a_time(checkpoint, photographs, tmp_path, monkeypatch):
+    """Maps are those of all at once; the class asked for is the one explained."""
+    outs = [tmp_path / "all", tmp_path / "one"]
+    for out, batch in zip(outs, (16, 1)):
+        monkeypatch.setattr("evaluate.photographs.BATCH", batch)
+        methods = ["grad_cam", "random", "input_gradient"]
+        main(["explain", *photographs, "--ckpt", str(checkpoint), "--target", "3", "--out", str(out), "--explainer",
+              *methods])  # fmt: skip
+    for stem in "ab":
+        for name in methods:
+            first, second = (np.load(out / f"{stem}-{name}.npy") for out in outs)
+            np.testing.assert_allclose(first, second, atol=1e-5 * np.abs(first).max())
+    told = [json.loads((out / "explained.json").read_text()) for out in outs]
+    assert [[entry["explained_class"] for entry in entries] for entries in told] == [[3, 3]] * 2
 
 
 @pytest.mark.parametrize(
