@@ -9,7 +9,7 @@ import numpy as np
 import torch.nn.functional as F
 from PIL import Image
 
-from evaluate.data import EvalData, load_batches
+from evaluate.data import Batch, EvalData, load_batches
 from evaluate.overlays import overlay
 from evaluate.protocols import frame_human_map
 from evaluate.runner import RunOptions, saliency_of
@@ -82,20 +82,26 @@ def gallery_column(
     """Pictures of one checkpoint: what it saw, the human map in its field of view, each explainer's overlay."""
     subject.to(options.device)
     indices = [item.index for item in gallery]
-    batch = next(load_batches(data, subject.transform, indices, len(indices), 0))
-    maps = saliency_of(subject, batch, options)
-    size = batch.pixels.shape[-1]
-    human = None
-    if batch.human is not None:
-        seen = subject.transform.crop / subject.transform.resize
-        human = frame_human_map(data.human_maps(batch.human), seen, "aligned")
-        human = F.interpolate(human[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
-    names = data.class_names
-    return GalleryColumn(
+    column = GalleryColumn(
         subject.name,
         f"{subject.transform.resize}-{subject.transform.crop}",
-        [Image.fromarray(p.permute(1, 2, 0).contiguous().numpy()) for p in batch.pixels],
-        None if human is None else [overlay(p, m) for p, m in zip(batch.pixels, human)],
-        {name: [overlay(p, m) for p, m in zip(batch.pixels, values)] for name, values in maps.items()},
-        [names[label] if names else str(label) for label in batch.labels.tolist()],
+        [],
+        [] if data.has_human_maps else None,
+        {},
+        [],
     )
+    for batch in load_batches(data, subject.transform, indices, options.batch_size, 0):
+        _add_batch(column, subject, data, batch, options)
+    return column
+
+
+def _add_batch(column: GalleryColumn, subject: Subject, data: EvalData, batch: Batch, options: RunOptions) -> None:
+    column.pictures += [Image.fromarray(p.permute(1, 2, 0).contiguous().numpy()) for p in batch.pixels]
+    column.labels += [data.class_names[n] if data.class_names else str(n) for n in batch.labels.tolist()]
+    for name, values in saliency_of(subject, batch, options).items():
+        column.maps.setdefault(name, []).extend(overlay(p, m) for p, m in zip(batch.pixels, values))
+    if column.human is not None and batch.human is not None:
+        size, seen = batch.pixels.shape[-1], subject.transform.crop / subject.transform.resize
+        human = frame_human_map(data.human_maps(batch.human), seen, "aligned")
+        human = F.interpolate(human[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
+        column.human += [overlay(p, m) for p, m in zip(batch.pixels, human)]
