@@ -67,14 +67,14 @@ def _batch_norm_bias(*args: Any, **kwargs: Any) -> Tensor | None:
     return -shift if call["bias"] is None else call["bias"] - shift
 
 
-def decompose(query: Query) -> Decomposition:
-    """Input and bias terms of each image's target score."""
-    targets = query.targets
+def decompose(query: Query, part: slice = slice(None)) -> Decomposition:
+    """Input and bias terms of each image's target score; `part` takes some of the images."""
+    targets, index = query.targets, torch.arange(len(query.images), device=query.images.device)[part]
     with torch.enable_grad():
-        leaf = query.images.detach().clone().requires_grad_()
+        leaf = query.images[part].detach().clone().requires_grad_()
         with _Biases() as record:
             logits = query.forward_eager(leaf)
-        gradients = torch.autograd.grad(targets.scores(logits).sum(), [leaf, *record.outputs], allow_unused=True)
+        gradients = torch.autograd.grad(targets.scores(logits, index).sum(), [leaf, *record.outputs], allow_unused=True)
     terms = [b * g for b, g in zip(record.biases, gradients[1:]) if g is not None]
     return Decomposition(full((leaf * gradients[0]).detach()), [full(t) for t in terms])
 
@@ -94,18 +94,23 @@ def full_grad(query: Query, align_corners: bool = True) -> Tensor:
     nonlinearities than ReLU (GELU, LayerNorm, attention) the terms do not add up to the score.
 
     Args:
-        query: what is explained. The whole batch goes through at once and every layer's output is kept.
+        query: what is explained, in slices that fit the memory, as every layer's output is kept.
         align_corners: of the upsampling.
 
     Returns:
         (B, H, W) at the image's resolution, at least 0.
     """
-    parts = decompose(query)
-    size = query.images.shape[2:]
-    total = _psi(parts.input_term).sum(1)
-    for term in parts.bias_terms:
-        if term.ndim == 4:
-            # Upsampling is linear: one resize of the channels' sum instead of one a channel.
-            summed = _psi(term).sum(1, keepdim=True)
-            total = total + F.interpolate(summed, size, mode="bilinear", align_corners=align_corners)[:, 0]
-    return total
+    _ = query.targets  # predicted for all images at once
+
+    def work(part: slice) -> Tensor:
+        parts = decompose(query, part)
+        size = query.images.shape[2:]
+        total = _psi(parts.input_term).sum(1)
+        for term in parts.bias_terms:
+            if term.ndim == 4:
+                # Upsampling is linear: one resize of the channels' sum instead of one a channel.
+                summed = _psi(term).sum(1, keepdim=True)
+                total = total + F.interpolate(summed, size, mode="bilinear", align_corners=align_corners)[:, 0]
+        return total
+
+    return query.micro_batch.run(len(query.images), work, cost=4)

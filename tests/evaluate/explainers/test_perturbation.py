@@ -107,7 +107,13 @@ def test_ablation_cam_of_tokens_drops_the_channel_everywhere():
     torch.testing.assert_close(found, torch.einsum("bc,bchw->bhw", weights, query.features), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["score_cam", "ablation_cam", "rise:masks=7", "occlusion", "opti_cam:iterations=3"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "score_cam", "ablation_cam", "rise:masks=7", "occlusion", "opti_cam:iterations=3", "full_grad",
+        "input_gradient", "guided_backprop", "smooth_grad:samples=2",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("layer", [None, "stem.3"])
 def test_the_size_of_the_micro_batch_changes_nothing(pooled_net, images, method, layer):
     given = {"transform": ModelTransform(), "layer": layer}
