@@ -16,7 +16,7 @@ from evaluate import photographs
 from evaluate.comparison import compare_pairs, group_seeds, verdict
 from evaluate.data import ClickMeData, EvalData, FolderData, ScenesData
 from evaluate.engine import Evaluation, Request, evaluate_requests
-from evaluate.explainers import EXPLAINERS, Explainer, MicroBatch, parse_method
+from evaluate.explainers import EXPLAINERS, MicroBatch, parse_method, with_warning
 from evaluate.figures import write_figures
 from evaluate.gallery import choose_gallery, gallery_column
 from evaluate.metrics import MEASURES, parse_measure
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     how = p.add_argument_group("how")
     method = "NAME[:KEY=VALUE,...]"
     default = ["grad_cam", "threshold_grad_cam"]
-    known = f"default: {' '.join(default)}; there are {', '.join(map(_with_note, EXPLAINERS.values()))}, {OTHER_HUMAN}"
+    known = f"default: {' '.join(default)}; there are {', '.join(map(with_warning, EXPLAINERS))}, {OTHER_HUMAN}"
     how.add_argument("--explainer", nargs="+", metavar=method, default=default, help=known)
     how.add_argument("--protocol", nargs="+", choices=PROTOCOLS, help="default: paper (with --study both)")
     add_layer_option(how)
@@ -66,17 +66,13 @@ def parser() -> argparse.ArgumentParser:
     pair = "paired comparison of two checkpoints by their names in the table, B minus A; repeatable"
     how.add_argument("--compare", nargs=2, action="append", default=[], metavar=("A", "B"), help=pair)
     how.add_argument("--out", type=Path, default=Path("results/latest"), help="folder of results (%(default)s)")
-    how.add_argument("--batch-size", type=int, default=32)
+    how.add_argument("--batch-size", type=int, help="default: 8 on a CPU, where it is fastest, 32 on a GPU")
     how.add_argument("--workers", type=int, default=2, help="processes that read pictures")
     how.add_argument("--skip-bad", action="store_true", help="leave out and list images that cannot be read")
     how.add_argument("--seed", type=int, default=0, help="of --limit, the bootstrap and untrained weights")
     how.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the features; the head is fp32")
     how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return p
-
-
-def _with_note(explainer: Explainer) -> str:
-    return explainer.name if explainer.verified else f"{explainer.name} ({explainer.note})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tuple(dict.fromkeys(args.explainer)),
         tuple(dict.fromkeys(protocols)),
         tuple(dict.fromkeys(args.metric)),
-        args.batch_size,
+        args.batch_size or (8 if processes.device.type == "cpu" else 32),
         args.workers,
         args.precision == "bf16",
         processes.device,
@@ -182,9 +178,7 @@ def _finish(
         "versions": library_versions(),
     }
     run["layer"] = args.layer or "the last feature map (class-token transformers: the last block's first norm)"
-    run["explainer_notes"] = {
-        n: note for n in options.explainers if n != OTHER_HUMAN and (note := parse_method(n)[0].note)
-    }
+    run["explainer_notes"] = options.notes
     scores = make_scores(result.groups, result.checkpoints, run, result.data.ceiling, args.seed)
     comparisons = _compare(pairs, result, scores, args.seed)
     write_scores(args.out, scores, comparisons)

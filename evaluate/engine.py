@@ -114,7 +114,7 @@ def evaluate_requests(
                 checkpoints[subject.name]["bf16_deviation"] = _report_bf16(subject, data, indices, options)
     groups: dict[GroupKey, Group] = {}
     if processes.is_main:
-        merge_parts(out / "per_image.parquet", stores, len(chunks))
+        merge_parts(out / "per_image.parquet", stores, len(chunks), options.notes)
         for store in stores:
             groups |= collect(store.tables(len(chunks)), options.measures)
     partial = _partial(data, len(indices), seed, next(iter(groups.values())) if groups else None)

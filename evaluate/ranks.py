@@ -25,8 +25,17 @@ def average_ranks(x: Tensor) -> Tensor:
     """
     if x.ndim != 2:
         raise ValueError(f"expected values of shape (B, N), got {tuple(x.shape)}")
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        ranks = _ranks_by_radix(x)
+    else:
+        ranks = _ranks_by_sort(x)
+    return ranks.masked_fill_(x.isnan().any(1, keepdim=True), torch.nan)
+
+
+def _ranks_by_sort(x: Tensor) -> Tensor:
+    """One sort for all rows; NaN counts as the greatest."""
     rows, columns = x.shape
-    ordered, order = _sort(x)
+    ordered, order = x.sort(dim=1)
 
     # Groups of equal values, over the sorted rows laid end to end: each row opens a new group.
     opens = torch.ones_like(ordered, dtype=torch.bool)
@@ -37,30 +46,30 @@ def average_ranks(x: Tensor) -> Tensor:
     group_ranks = starts + (sizes + 1).double() / 2
     sorted_ranks = torch.repeat_interleave(group_ranks, sizes, output_size=x.numel()).view(rows, columns)
     sorted_ranks -= torch.arange(0, x.numel(), columns, device=x.device)[:, None]  # rows count from 0
-
-    sorted_ranks.masked_fill_(x.isnan().any(1, keepdim=True), torch.nan)
     return torch.empty_like(sorted_ranks).scatter_(1, order, sorted_ranks)
 
 
-def _sort(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's values in ascending order, and where they were; NaN anywhere."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        return x.sort(dim=1)
-    # The bits of floats as unsigned integers of the same order, sorted by their lower, then by their upper half:
-    # NumPy sorts 16-bit integers by radix, in a fifth of the time that torch takes for floats.
-    bits = x.contiguous().view(torch.int32).numpy()
-    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.uint32) ^ np.uint32(0x80000000)
-    lower, upper = keys.astype(np.uint16), (keys >> np.uint32(16)).astype(np.uint16)
-    order = np.empty(bits.shape, np.int64)
+def _ranks_by_radix(x: Tensor) -> Tensor:
+    """Row by row in threads, for float32 on a CPU: several times faster there.
 
-    def sort_row(row: int) -> None:
-        first = np.argsort(lower[row], kind="stable")
-        order[row] = first[np.argsort(upper[row, first], kind="stable")]
+    The bits of floats become unsigned integers of the same order, sorted by their lower, then by their upper half:
+    NumPy sorts 16-bit integers by radix.
+    """
+    values = (x + 0.0).contiguous().numpy()  # no negative zero: ties are told by the bits
+    ranks = np.empty(values.shape)
+
+    def rank(row: int) -> None:
+        bits = values[row].view(np.int32)
+        keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.uint32) ^ np.uint32(0x80000000)
+        order = np.argsort(keys.astype(np.uint16), kind="stable")
+        order = order[np.argsort((keys >> np.uint32(16)).astype(np.uint16)[order], kind="stable")]
+        keys = keys[order]
+        bounds = np.concatenate(([0], np.flatnonzero(keys[1:] != keys[:-1]) + 1, [len(keys)]))
+        ranks[row, order] = np.repeat((bounds[:-1] + bounds[1:] + 1) / 2, np.diff(bounds))
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(sort_row, range(len(bits))))
-    places = torch.from_numpy(order)
-    return x.gather(1, places), places
+        list(pool.map(rank, range(len(values))))
+    return torch.from_numpy(ranks)
 
 
 def spearman_from_ranks(ranks_a: Tensor, ranks_b: Tensor) -> Tensor:

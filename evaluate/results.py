@@ -117,9 +117,13 @@ def summed(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return total
 
 
-def merge_parts(path: Path, stores: Sequence[PartStore], chunks: int) -> None:
-    """Write all rows of all checkpoints into one file, a chunk in memory at a time."""
-    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, stores[0].schema) as writer:
+def merge_parts(path: Path, stores: Sequence[PartStore], chunks: int, notes: Mapping[str, str]) -> None:
+    """Write all rows of all checkpoints into one file, a chunk in memory at a time.
+
+    `notes`, by explainer, go into the file's metadata under `explainer_notes`, as JSON.
+    """
+    schema = stores[0].schema.with_metadata({"explainer_notes": json.dumps(dict(notes))})
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for store in stores:
             for table in store.tables(chunks):
-                writer.write_table(table.replace_schema_metadata(None))
+                writer.write_table(table.replace_schema_metadata(schema.metadata))

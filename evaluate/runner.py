@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from evaluate.data import Batch, EvalData, load_batches
-from evaluate.explainers import MicroBatch
+from evaluate.explainers import MicroBatch, parse_method
 from evaluate.explanation import Maps, explain
 from evaluate.metrics import Case, measure_case
 from evaluate.metrics.alignment import top_share
@@ -50,6 +50,12 @@ class RunOptions:
     """Leave out pictures that cannot be read instead of stopping."""
     layer: str | None = None
     """Name of the explained module; None: the last feature map."""
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """By explainer, what anyone who reads its results must know."""
+        found = {name: parse_method(name)[0].note for name in self.explainers if name != OTHER_HUMAN}
+        return {name: note for name, note in found.items() if note}
 
 
 class Measured(NamedTuple):
@@ -108,10 +114,12 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
     if OTHER_HUMAN in options.explainers:
         maps[OTHER_HUMAN] = _other_human_maps(data, batch, device)
     out: list[Row] = []
+    case: Case | None = None
     for explainer in options.explainers:
         columns: dict[str, list[Any]] = {"explainer": [explainer] * len(rows)}
         if options.measures:
-            columns |= _measured(subject, images, labels, batch, human, maps, explainer, options)
+            case = _case(subject, images, labels, batch, human, maps, explainer, options, case)
+            columns |= _measured(case, options)
         for aligned in [{}] if human is None else human.columns(maps[explainer]):
             both = columns | aligned
             out += [{**row, **{name: values[n] for name, values in both.items()}} for n, row in enumerate(rows)]
@@ -179,7 +187,7 @@ def _explain(
     )
 
 
-def _measured(
+def _case(
     subject: Subject,
     images: Tensor,
     labels: Tensor,
@@ -188,8 +196,9 @@ def _measured(
     maps: Maps,
     explainer: str,
     options: RunOptions,
-) -> dict[str, list[Any]]:
-    """Columns of the measures of one explainer: a value an image, and the curve where a measure has one."""
+    like: Case | None,
+) -> Case:
+    """What the measures of one explainer look at; `like`, the batch's case of another, has the logits already."""
     size = images.shape[-1]
 
     def explain_again(model: nn.Module, changed: Tensor) -> Tensor:
@@ -197,7 +206,9 @@ def _measured(
             return maps[OTHER_HUMAN]
         return _explain(subject, model, changed, batch, [explainer], options)[explainer]
 
-    case = Case(
+    if like is not None:
+        return like.under(maps[explainer], explain_again)
+    return Case(
         subject.model,
         images,
         maps[explainer],
@@ -211,6 +222,10 @@ def _measured(
         bf16=options.bf16,
         image_keys=batch.indices.tolist(),
     )
+
+
+def _measured(case: Case, options: RunOptions) -> dict[str, list[Any]]:
+    """Columns of the measures of one explainer: a value an image, and the curve where a measure has one."""
     columns: dict[str, list[Any]] = {}
     for name, result in measure_case(case, options.measures).items():
         columns[name] = _values(result.values.double())

@@ -36,6 +36,7 @@ CSV_COLUMNS = (
     "seconds_per_image",
     "seconds_per_image_shared",
     "partial",
+    "explainer_note",
 )
 
 SECONDS_HEADING, SECONDS_FORM = "s / image", ".5f"
@@ -90,7 +91,8 @@ def write_scores(out: Path, scores: Sequence[dict[str, Any]], comparisons: Seque
     writer.writeheader()
     for item in scores:
         low, high = item["interval"] or (None, None)
-        writer.writerow({**item, "interval_low": low, "interval_high": high})
+        note = item["explainer_notes"].get(item["explainer"])
+        writer.writerow({**item, "interval_low": low, "interval_high": high, "explainer_note": note})
     write_text(out / "scores.csv", text.getvalue())
 
 
@@ -105,6 +107,8 @@ def write_tensorboard(folder: Path, scores: Sequence[dict[str, Any]]) -> None:
                 if item["alignment"] is not None:
                     writer.add_scalar(f"alignment/{item['explainer']}/{item['protocol']}", item["alignment"], 0)
                 writer.add_scalar("top1", item["top1"], 0)
+                if note := item["explainer_notes"].get(item["explainer"]):
+                    writer.add_text(f"note/{item['explainer']}", note, 0)
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -61,12 +61,12 @@ def study_way(model: nn.Module, subject: Subject, data: ClickMeData, batches: li
     return values
 
 
-def run(rounds: int = 5, count: int | None = None, batch: int | None = None) -> str:
+def run(rounds: int = 3, count: int | None = None, batch: int | None = None) -> str:
     """The table of this benchmark."""
     logging.disable(logging.WARNING)
     gpu = device().type == "cuda"
-    count, batch = count or (2048 if gpu else 64), batch or (128 if gpu else 32)
-    few = count // 8  # for the study's way, which is slow
+    count, batch = count or (2048 if gpu else 160), batch or (128 if gpu else 8)
+    few = count // 16  # for the study's way, which is slow
     subject = load_subject("untrained", MODEL)
     subject.to(device())
     torch.manual_seed(0)  # the weights of `untrained`

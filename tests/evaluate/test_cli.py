@@ -1,5 +1,6 @@
 """The command: what it leaves, that it says what is wrong in one line, and that processes share the work."""
 
+import csv
 import json
 import os
 import re
@@ -10,9 +11,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.errors import UserError
 from evaluate.cli import main
+from evaluate.explainers import EXPLAINERS
 from evaluate.tfrecord import index_records
 from tests.evaluate.conftest import save_untrained
 
@@ -245,3 +248,18 @@ def test_another_layer_is_explained_where_one_is_named(checkpoint, tmp_path):
     assert "stages.0" in (tmp_path / "stages.0" / "report.html").read_text()
     with pytest.raises(UserError, match=r"no layer 'stages\.9'"):
         main([*given[:-2], "--layer", "stages.9", "--workers", "0", "--out", str(tmp_path / "none")])
+
+
+def test_the_note_of_an_explainer_is_in_every_result_file(checkpoint, tmp_path):
+    given = ["--ckpt", str(checkpoint), "--data", "scenes", "--limit", "3", "--explainer", "conceptor_cam", "grad_cam"]
+    assert main([*given, "--workers", "0", "--out", str(tmp_path)]) == 0
+    note = EXPLAINERS["conceptor_cam"].note
+    for name in ("scores.json", "report.html", "report.md"):
+        assert note in (tmp_path / name).read_text()
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        assert [row["explainer_note"] for row in csv.DictReader(file)] == [note, ""]
+    metadata = pq.read_schema(tmp_path / "per_image.parquet").metadata
+    assert json.loads(metadata[b"explainer_notes"]) == {"conceptor_cam": note}
+    events = EventAccumulator(str(tmp_path / "tensorboard" / checkpoint.name)).Reload()
+    text = events.Tensors("note/conceptor_cam/text_summary")[0].tensor_proto.string_val[0]
+    assert text.decode() == note

@@ -127,3 +127,8 @@ def test_the_gpu_agrees_with_the_cpu() -> None:
     result = spearman(a.cuda(), b.cuda())
     assert result.is_cuda
     torch.testing.assert_close(result.cpu(), spearman(a, b), atol=1e-12, rtol=0)
+
+
+def test_rows_that_are_not_contiguous_are_ranked() -> None:
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(average_ranks(x.t()).numpy(), stats.rankdata(x.t().numpy(), axis=1))
