@@ -320,9 +320,11 @@ def test_depthwise_path_under_autocast_gives_float32_gradients_to_parameters():
         assert (parameter.grad - exact[name]).norm() < 0.05 * exact[name].norm(), name
 
 
-def test_weight_gradient_of_half_precision_is_summed_in_float32():
+@pytest.mark.parametrize("cached", [1, 600, 2**17])  # images one by one, in twos, all at once
+def test_weight_gradient_of_half_precision_is_summed_in_float32(cached, monkeypatch):
+    monkeypatch.setattr(dcls, "_CACHED_VALUES", cached)
     torch.manual_seed(0)
-    x, upstream = (torch.randn(8, 3, 9, 9).bfloat16() for _ in range(2))
+    x, upstream = (torch.randn(7, 3, 9, 9).bfloat16() for _ in range(2))
     kernel = torch.zeros(3, 1, 5, 5, dtype=torch.float64, requires_grad=True)
     (F.conv2d(x.double(), kernel, padding=2, groups=3) * upstream.double()).sum().backward()
     found = dcls._depthwise_weight_gradient(x, upstream, (2, 2))
