@@ -1,10 +1,11 @@
 """Dilated convolution with learnable spacings (DCLS): the layer and the construction of its dense kernel.
 
-Needs torch and the `dcls` package only, so the file can be taken into other code as it is. Parameters,
-their names, shapes and initial values are those of `DCLS.construct.modules.Dcls2d` (dcls 0.1.1); the
-kernel construction is our own. A kernel is a sum of k bumps, and every bump is a product of a function
-of the row and a function of the column, so for each pair of channels the kernel is one matrix product
-(K0 x k) @ (k x K1) instead of a sum over tensors of shape (K0, K1, 2, Cout, Cin/g, k).
+Needs torch and the `dcls` package only and is one file on purpose, long as it is: it can be taken into other code as it
+is. Parameters, their names, shapes and initial values are those of `DCLS.construct.modules.Dcls2d` (dcls 0.1.1); the
+kernel construction and, on a CPU, the depthwise convolution's backward pass are our own. A kernel is a sum of k bumps,
+and every bump is a product of a function of the row and a function of the column. So for each pair of channels the
+kernel is one matrix product (K0 x k) @ (k x K1) instead of a sum over tensors of shape (K0, K1, 2, Cout, Cin/g, k);
+bilinear bumps touch four pixels only, and on a CPU just those are computed.
 
 Sources: Khalfaoui-Hassani et al., arXiv 2112.03740 (bilinear interpolation), arXiv 2306.00817 (`max`, `gauss`).
 """

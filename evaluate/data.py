@@ -297,9 +297,8 @@ def _collate(items: list[_Item | UserError]) -> Batch | list[UserError]:
     pixels, human, labels, indices, ids, boxes = zip(*good)
     maps = None if human[0] is None else torch.stack(human)
     objects = None if boxes[0] is None else list(boxes)
-    batch = Batch(torch.stack(pixels), maps, torch.tensor(labels), torch.tensor(indices), list(ids), objects)
-    batch.bad = [str(error) for error in bad]
-    return batch
+    numbers = torch.tensor(labels), torch.tensor(indices)
+    return Batch(torch.stack(pixels), maps, *numbers, list(ids), objects, [str(error) for error in bad])
 
 
 def load_batches(
