@@ -123,9 +123,7 @@ def _build(settings: Settings, accelerator: Accelerator, command: str) -> Sessio
         raise UserError(f"depthwise={settings.depthwise}: {error}") from error
     if settings.channels_last and device.type == "cpu" and crashes_channels_last(model):
         settings.channels_last = False
-        accelerator.print(
-            "channels_last=false on the CPU: in that layout torch's oneDNN crashes in this model's first layers"
-        )
+        accelerator.print("channels_last=false on a CPU: there torch crashes in this model's first layers otherwise")
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     model.to(memory_format=layout).to(device)
     ema = Ema(model, settings.ema.decay, settings.ema.warmup) if settings.ema.decay is not None else None
