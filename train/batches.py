@@ -29,7 +29,7 @@ from train.randomness import seeded
 from train.settings import Settings
 from train.shards import open_shards
 from train.sources import Records, open_folders, open_hub
-from train.stopping import ignore_signals
+from train.stopping import ignore_signals, signals_wait
 
 SOURCES = ("imagefolder", "scenes", "hf:REPOSITORY", "parquet:PATTERN", "webdataset:PATTERN")
 
@@ -245,7 +245,9 @@ def load(source: BatchSource, sampler: Sampler[list[SampleKey]], settings: Setti
         prefetch_factor=settings.data.prefetch if workers else None,
         generator=torch.Generator(),  # else the loader would draw from the generator that the model's layers use
     )
-    for batch in loader:
+    with signals_wait():  # the loader's processes start here, and obey signals until `ignore_signals` has run
+        batches = iter(loader)
+    for batch in batches:
         if isinstance(batch, LoadFailure):
             raise LocalError(batch.message)
         yield batch

@@ -6,9 +6,11 @@ of which it dies. So each rank listens for itself and watches whether its launch
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from enum import IntEnum
 from types import FrameType
 from typing import Any
@@ -60,9 +62,23 @@ class StopListener:
         return Stop(int(flags[0])), bool(flags[1])
 
 
+# What a launcher or a terminal sends to every process of a job, those of the loader included.
+_SENT_TO_ALL = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Signals come after the block. Processes started in it begin the same way, until `ignore_signals`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SENT_TO_ALL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore_signals(worker: int) -> None:
     """For loader processes: a signal sent to the whole job must not take the data away from the last update."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in _SENT_TO_ALL:
         signal.signal(number, signal.SIG_IGN)
 
 

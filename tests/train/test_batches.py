@@ -1,11 +1,14 @@
 """Order of the data: nothing lost or doubled, and nothing depends on workers, processes or what ran before."""
 
+import os
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils import signal_handling
 
 from common.errors import UserError
 from tests.train.conftest import make_photographs
@@ -23,6 +26,7 @@ from train.batches import (
 from train.configure import load_settings
 from train.randomness import random_state, seeded, set_random_state
 from train.settings import Settings
+from train.stopping import Stop, StopListener
 
 
 @pytest.fixture
@@ -149,3 +153,27 @@ def test_a_label_beyond_the_outputs_is_an_error(settings: Settings) -> None:
     sampler = TrainingSampler(SampleOrder(source, 0), 0, 2, 8, 1, 0, 1)
     with pytest.raises(UserError, match="2 outputs"):
         list(load(source, sampler, settings, pin=False))
+
+
+def test_a_signal_to_the_whole_job_while_the_loader_starts_does_not_take_its_processes(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun sends SIGTERM to loader processes, too; in their first moments torch's own handler would obey it."""
+    original = signal_handling._set_worker_signal_handlers
+
+    def struck() -> None:
+        original()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", struck)
+    settings.data.workers = 2
+    _, source = open_data(settings)
+    listener = StopListener()
+    try:
+        batches = list(load(source, ValidationSampler(len(source), 2, 0, 1), settings, pin=False))
+        assert sum(len(batch.labels) for batch in batches) == len(source)
+        assert listener.wish is Stop.NO
+        os.kill(os.getpid(), signal.SIGTERM)  # this process itself listens again
+        assert listener.wish is Stop.SIGNAL
+    finally:
+        listener.close()
