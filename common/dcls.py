@@ -12,15 +12,19 @@ Sources: Khalfaoui-Hassani et al., arXiv 2112.03740 (bilinear interpolation), ar
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from DCLS.construct.modules import _DclsNd
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
+from torch.utils.weak import WeakIdKeyDictionary
 
 INTERPOLATIONS = ("v0", "v1", "max", "gauss")
 _NORMALISATION_EPS = 1e-7
 _CACHED_VALUES = 2**17  # of images whose depthwise weight gradient is computed together on a CPU
+_KEPT_ELEMENTS = 2**17  # of a position tensor whose taps are kept from layer to layer on a CPU, 8 MiB
 _MIN_SIGMA = {"max": 1.0, "gauss": 0.27}  # added to |SIG|: the narrowest bump, in pixels
 # The package starts `max` at SIG = 0, where d|SIG|/dSIG = 0, and so never learns it.
 _INITIAL_SIG = {"max": 0.01, "gauss": 0.23}
@@ -129,7 +133,7 @@ class _BilinearKernel(torch.autograd.Function):
         ctx.save_for_backward(weight, positions)
         ctx.size, ctx.interpolation = size, interpolation
         elements = weight.reshape(-1, weight.shape[-1])
-        (rows, columns), pixels, norm, _ = _taps(positions, size, interpolation)
+        (rows, columns), pixels, norm, _ = _shared_taps(positions, size, interpolation)
         scaled = elements if norm is None else elements / norm
         values = (rows * scaled)[:, None] * columns
         kernel = elements.new_zeros(len(elements), size[0] * size[1])
@@ -140,9 +144,8 @@ class _BilinearKernel(torch.autograd.Function):
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]
         weight, positions = ctx.saved_tensors
         elements = weight.reshape(-1, weight.shape[-1])
-        (rows, columns), pixels, norm, slopes = _taps(positions, ctx.size, ctx.interpolation, with_slopes=True)
-        assert slopes is not None
-        row_slopes, column_slopes = slopes
+        taps = _taps if torch.is_grad_enabled() else _shared_taps  # for a second derivative the taps need a graph
+        (rows, columns), pixels, norm, (row_slopes, column_slopes) = taps(positions, ctx.size, ctx.interpolation)
         scaled = elements if norm is None else elements / norm
         found = upstream.reshape(len(elements), -1).gather(1, pixels)
         found = found.view(len(elements), 2, 2, -1).permute(1, 2, 0, 3)  # (row, column, N, k)
@@ -160,16 +163,20 @@ class _BilinearKernel(torch.autograd.Function):
         return to_weight.view_as(weight), torch.stack(ends).view_as(positions), None, None
 
 
-def _taps(
-    positions: Tensor, size: tuple[int, int], interpolation: str, with_slopes: bool = False
-) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
-    """What bilinear elements put where, for N = Cout * Cin/g kernels of k elements.
+class _Taps(NamedTuple):
+    """What bilinear elements put where, for N = Cout * Cin/g kernels of k elements."""
 
-    Returns:
-        Values at the two rows and the two columns that an element touches, each (2, N, k), 0 outside the kernel;
-        the flat index (N, 4 k) of the pixels they meet in; what the weights are divided by, (N, k) or None; if asked
-        for, the slopes of the values, of their shapes.
-    """
+    values: tuple[Tensor, Tensor]
+    """At the two rows and the two columns that an element touches, each (2, N, k), 0 outside the kernel."""
+    pixels: Tensor
+    """Flat index (N, 4 k) of the pixels they meet in."""
+    norm: Tensor | None
+    """What the weights are divided by, (N, k) or None."""
+    slopes: tuple[Tensor, Tensor]
+    """Of the values, of their shapes."""
+
+
+def _taps(positions: Tensor, size: tuple[int, int], interpolation: str) -> _Taps:
     row = row_axis(interpolation)
     length = positions.new_tensor(size if row == 0 else size[::-1]).view(2, 1, 1)
     centre = positions.reshape(2, -1, positions.shape[-1]) + (length / 2).floor()
@@ -182,13 +189,25 @@ def _taps(
     pixels = (nearest[:, row] * size[1])[:, None] + nearest[:, 1 - row]  # (2, 2, N, k)
     rows, columns = values[:, row], values[:, 1 - row]
     norm = None if interpolation == "v0" else rows.sum(0) * columns.sum(0) + _NORMALISATION_EPS
-    flat = pixels.permute(2, 0, 1, 3).flatten(1).long()
-    if not with_slopes:
-        return (rows, columns), flat, norm, None
     slopes = inside * positions.new_tensor([-1, 1]).view(2, 1, 1, 1)
     if interpolation != "v0":  # at an integer position 0, where v0 takes the slope to one side, as in the package
         slopes = slopes * fraction.sign()
-    return (rows, columns), flat, norm, (slopes[:, row], slopes[:, 1 - row])
+    flat = pixels.permute(2, 0, 1, 3).flatten(1).long()
+    return _Taps((rows, columns), flat, norm, (slopes[:, row], slopes[:, 1 - row]))
+
+
+_known_taps: WeakIdKeyDictionary = WeakIdKeyDictionary()  # positions -> (size, interpolation, their copy, taps)
+
+
+def _shared_taps(positions: Tensor, size: tuple[int, int], interpolation: str) -> _Taps:
+    """`_taps`, computed once for the layers of a stage, which share P, and kept until P is another."""
+    if torch.compiler.is_compiling() or positions.numel() > 2 * _KEPT_ELEMENTS:
+        return _taps(positions, size, interpolation)
+    known = _known_taps.get(positions)
+    if known is None or known[:2] != (size, interpolation) or not torch.equal(known[2], positions):
+        known = size, interpolation, positions.detach().clone(), _taps(positions, size, interpolation)
+        _known_taps[positions] = known
+    return known[3]
 
 
 def _factors(

@@ -33,11 +33,15 @@ def with_package_layers(model: nn.Module) -> nn.Module:
 
 
 def step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, bf16: bool) -> None:
-    """Forward, loss and backward, as a training loop does them."""
+    """Forward, loss and backward, as a training loop does them; the positions are others every time."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         loss = nn.functional.cross_entropy(model(images), labels)
     loss.backward()
     model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".P"):
+                parameter.neg_()
 
 
 def run(models: tuple[str, ...] = MODELS, rounds: int = 3, batch: int | None = None) -> str:

@@ -1,6 +1,7 @@
 """The DCLS layer against the dcls package, a slow loop over pixels, and `torch.nn.Conv2d`."""
 
 import copy
+import gc
 import io
 import logging
 import math
@@ -198,11 +199,52 @@ def test_survives_deepcopy_pickle_and_a_move_after_use(interpolation):
     assert not [name for name, value in vars(layer).items() if isinstance(value, torch.Tensor)]
 
 
-def test_compiles_without_a_graph_break():
-    layer = DclsConv2d(2, 2, 3, padding=2, dilated_kernel_size=5, interpolation="gauss")
+@pytest.mark.parametrize("interpolation", ["v0", "gauss"])
+def test_compiles_without_a_graph_break(interpolation):
+    layer = DclsConv2d(2, 2, 3, padding=2, dilated_kernel_size=5, interpolation=interpolation)
     x = torch.randn(1, 2, 6, 6)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-6)
+    for run in (layer, compiled):
+        run(x).square().sum().backward()
+    assert layer.P.grad is not None and layer.P.grad.isfinite().all()
+
+
+def shared_pair(interpolation):
+    """Two depthwise layers of one stage, which share their positions."""
+    pair = [DclsConv2d(3, 3, 4, 0, dilated_kernel_size=7, groups=3, interpolation=interpolation) for _ in range(2)]
+    pair[1].P = pair[0].P
+    return pair
+
+
+@pytest.mark.parametrize("interpolation", ["v0", "v1"])
+def test_what_layers_of_a_stage_share_is_computed_once_until_positions_move(interpolation, monkeypatch):
+    computed = []
+    monkeypatch.setattr(dcls, "_taps", lambda *given, compute=dcls._taps: computed.append(1) or compute(*given))
+    first, second = shared_pair(interpolation)
+    (first.kernel() + second.kernel()).sum().backward()
+    assert len(computed) == 1
+    for move in (
+        lambda: torch.nn.init.uniform_(first.P, -3, 3),
+        lambda: first.P.data.neg_(),  # autograd's version counter does not see this one
+        lambda: setattr(first.P, "data", torch.rand(2, 3, 1, 4)),
+    ):
+        move()
+        found = torch.autograd.grad(second.kernel().square().sum(), second.P)[0]
+        fresh = second.P.detach().clone().requires_grad_()
+        expected = construct_kernel(second.weight, fresh, None, (7, 7), interpolation)
+        torch.testing.assert_close(second.kernel(), expected, rtol=0, atol=0)
+        torch.testing.assert_close(found, torch.autograd.grad(expected.square().sum(), fresh)[0], rtol=0, atol=0)
+
+
+def test_what_is_kept_of_a_stage_goes_with_its_positions():
+    before = len(dcls._known_taps)
+    first, second = shared_pair("v1")
+    (first.kernel() + second.kernel()).sum().backward()
+    assert len(dcls._known_taps) == before + 1
+    del first, second
+    gc.collect()
+    assert len(dcls._known_taps) == before
 
 
 def test_building_logs_nothing(caplog, capfd):
