@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -51,6 +52,11 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def file_name(label: str) -> str:
+    """A label as the name of a file: what might trouble a file system becomes `_`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", label)
 
 
 def _umask() -> int:

@@ -1,4 +1,4 @@
-"""The way a photograph goes into a model: resize of the short side, centre crop, normalisation."""
+"""The way a photograph goes into a model: resize, centre crop, normalisation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ModelTransform:
     """Preprocessing of one model."""
 
     resize: int = 256
-    """Short side after resizing, in pixels."""
+    """Short side after resizing, in pixels; both sides with `squash`."""
     crop: int = 224
     """Side of the central square that the model sees, in pixels."""
     interpolation: str = "bicubic"
@@ -25,11 +25,14 @@ class ModelTransform:
     """Subtracted per channel, on the 0..1 scale."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Divided by per channel."""
+    squash: bool = False
+    """Resize to a square, whatever the shape, as some of timm's models want it."""
 
     def geometry(self) -> v2.Transform:
         """PIL image -> uint8 tensor (3, crop, crop): what the model sees, before normalisation."""
         mode = v2.InterpolationMode(self.interpolation)
-        return v2.Compose([v2.Resize(self.resize, mode), v2.CenterCrop(self.crop), v2.PILToTensor()])
+        size = (self.resize, self.resize) if self.squash else self.resize
+        return v2.Compose([v2.Resize(size, mode), v2.CenterCrop(self.crop), v2.PILToTensor()])
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> the model's float32 input, on the same device."""
@@ -40,6 +43,7 @@ class ModelTransform:
 
     def field_of_view(self, height: int, width: int) -> tuple[float, float, float, float]:
         """The part of an image that the model sees, (x0, y0, x1, y1) in that image's pixels."""
-        side = min(height, width) * self.crop / self.resize
-        x0, y0 = (width - side) / 2, (height - side) / 2
-        return x0, y0, x0 + side, y0 + side
+        seen = self.crop / self.resize
+        seen_height, seen_width = (seen * (side if self.squash else min(height, width)) for side in (height, width))
+        x0, y0 = (width - seen_width) / 2, (height - seen_height) / 2
+        return x0, y0, x0 + seen_width, y0 + seen_height

@@ -6,7 +6,6 @@ kernel count of each model, the layers replaced, the transform and the layer tha
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +14,7 @@ import timm.data
 from torch import nn
 
 from common.demo_net import DemoNet
-from common.errors import UserError
+from common.errors import UserError, did_you_mean
 from common.surgery import DclsSpec, replace_convs
 from common.transform import ModelTransform
 
@@ -149,13 +148,11 @@ def lookup(name: str) -> ZooModel:
     if name in ZOO:
         return ZOO[name]
     if not name.startswith("timm:"):
-        near = difflib.get_close_matches(name, ZOO, 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(ZOO)}"
+        hint = did_you_mean(name, ZOO)
         raise UserError(f"unknown model {name!r}; {hint} Any timm classifier is taken as timm:ARCHITECTURE.")
     architecture, _, tag = name.removeprefix("timm:").partition(".")
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() names them."
+        hint = did_you_mean(architecture, timm.list_models(), 5)
         raise UserError(f"timm has no architecture {architecture!r}; {hint}")
     known_tags = [full.partition(".")[2] for full in timm.list_pretrained(architecture)]
     if tag and tag not in known_tags:
@@ -163,8 +160,18 @@ def lookup(name: str) -> ZooModel:
     cfg = timm.get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
     data = timm.data.resolve_data_config({}, pretrained_cfg=cfg.to_dict() if cfg else {})
     crop = data["input_size"][1]
+    if data["crop_mode"] not in ("center", "squash"):
+        raise UserError(
+            f"{name} wants pictures brought to {crop} px by crop_mode {data['crop_mode']!r}; only center and squash "
+            "are offered, with which its scores would be others"
+        )
     transform = ModelTransform(
-        int(crop / data["crop_pct"]), crop, data["interpolation"], tuple(data["mean"]), tuple(data["std"])
+        int(crop / data["crop_pct"]),
+        crop,
+        data["interpolation"],
+        tuple(data["mean"]),
+        tuple(data["std"]),
+        data["crop_mode"] == "squash",
     )
     return ZooModel(name, architecture, "", transform, (tag,) if tag else tuple(known_tags[:1]))
 

@@ -15,7 +15,7 @@ from common.errors import UserError
 from evaluate import photographs
 from evaluate.comparison import compare_pairs, group_seeds, verdict
 from evaluate.data import ClickMeData, EvalData, FolderData, ScenesData
-from evaluate.engine import Evaluation, Request, evaluate_requests
+from evaluate.engine import Evaluation, Request, evaluate_requests, labels
 from evaluate.explainers import EXPLAINERS, MicroBatch, parse_method, with_warning
 from evaluate.figures import write_figures
 from evaluate.gallery import choose_gallery, gallery_column
@@ -87,6 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(words)
     _check(args)
     requests, pairs = _requests(args)
+    known = labels(requests)
+    for name in (name for pair in pairs for name in pair):
+        if name not in known:
+            raise UserError(f"--compare {name}: no such checkpoint in this run; there are {', '.join(known)}")
     if args.dry_run:
         print(study_plan(requests, args.data_root))
         return 0
@@ -118,9 +122,11 @@ def _check(args: argparse.Namespace) -> None:
             parse_method(text)
     for text in args.metric:
         parse_measure(text)
-    for name in ("limit", "batch_size", "micro_batch"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    for name, least in (("limit", 1), ("batch_size", 1), ("micro_batch", 1), ("workers", 0), ("seed", 0)):
+        if (value := getattr(args, name)) is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    if args.dry_run and not args.study:
+        raise UserError("--dry-run shows what --study would fetch and compute; give it with --study")
     if bool(args.ckpt) == bool(args.study):
         raise UserError(f"give either --ckpt CKPT... or --study {'|'.join(STUDIES)}; CKPT is a {CKPT_HELP}")
     if args.data != "scenes" and args.data_root is None:
@@ -150,7 +156,7 @@ def _open_data(args: argparse.Namespace, subject: Subject) -> EvalData:
         return ScenesData(subject.transform.resize)
     if args.data == "clickme":
         return ClickMeData(args.data_root)
-    return FolderData(args.data_root, args.labels)
+    return FolderData(args.data_root, args.labels, subject.num_classes, subject.classes)
 
 
 def _finish(
@@ -185,8 +191,7 @@ def _finish(
     gallery = choose_gallery(result.groups, pairs)
     columns = []
     for request, name in zip(requests, result.checkpoints):
-        subject = request.load(args.seed)
-        subject.name = name
+        subject = request.load(args.seed, name)
         columns.append(gallery_column(subject, _open_data(args, subject), gallery, options))
     charts = write_figures(args.out / "figures", scores)
     write_report(args.out, scores, comparisons, result.groups, gallery, columns, charts)
@@ -203,11 +208,6 @@ def _finish(
 def _compare(
     pairs: Sequence[tuple[str, str]], result: Evaluation, scores: Sequence[dict[str, Any]], seed: int
 ) -> list[dict[str, Any]]:
-    for name in (name for pair in pairs for name in pair):
-        if name not in result.checkpoints:
-            raise UserError(
-                f"--compare {name}: no such checkpoint in this run; there are {', '.join(result.checkpoints)}"
-            )
     comparisons = compare_pairs(result.groups, pairs, result.data.ceiling, seed)
     seeds = group_seeds(scores)
     return [{**item, "verdict": verdict(item, seeds)} for item in comparisons]

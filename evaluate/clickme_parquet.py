@@ -18,7 +18,7 @@ from tqdm import tqdm
 from common.atomic import atomic_folder, write_text
 from common.errors import UserError
 from evaluate.clickme import PUBLISHED_AT, ClickMe, find_shards
-from evaluate.data import imagenet_names
+from evaluate.data import names_of_classes
 from evaluate.tfrecord import index_records, parse_example, read_record
 
 ROWS_IN_GROUP = 256
@@ -38,7 +38,8 @@ class Conversion(NamedTuple):
 
 def class_names() -> list[str]:
     """A distinct English name for each ImageNet class, in order of index; namesakes get their number."""
-    names = imagenet_names()
+    names = names_of_classes(1000)
+    assert names is not None
     counts = Counter(names)
     return [name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)]
 

@@ -35,16 +35,18 @@ def compare_pairs(
 
 
 def seed_family(checkpoint: str) -> str:
-    """Name of a model without its seed: `demo_dcls_seed3` and `demo_dcls-s3` belong to `demo_dcls`."""
-    return re.sub(r"[_-]s(eed)?_?\d+$", "", checkpoint)
+    """Name of a model without its seed: `demo_dcls_seed3` and `demo_dcls-s3` belong to `demo_dcls`.
+
+    But `caformer_s18` has its size in its name."""
+    return re.sub(r"([_-]seed_?|-s)\d+$", "", checkpoint)
 
 
 def group_seeds(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and spread (sample standard deviation) of alignment over seeds of one model, where there are several."""
-    families: dict[tuple[str, str, str], list[float]] = {}
+    families: dict[tuple[str, str, str, str], list[float]] = {}
     for item in scores:
         if item["alignment"] is not None:
-            key = (seed_family(item["checkpoint"]), item["explainer"], item["protocol"])
+            key = (seed_family(item["checkpoint"]), item["model"], item["explainer"], item["protocol"])
             families.setdefault(key, []).append(item["alignment"])
     return [
         {
@@ -55,7 +57,7 @@ def group_seeds(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "alignment": float(np.mean(values)),
             "spread": float(np.std(values, ddof=1)),
         }
-        for (model, explainer, protocol), values in families.items()
+        for (model, _, explainer, protocol), values in families.items()
         if len(values) > 1
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,17 +15,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import UserError
+from common.folders import imagenet_names, imagenet_places, scan_class_folders
 from common.scenes import CLASS_NAMES, SceneConfig, Scenes
 from common.transform import ModelTransform
 from evaluate.clickme import HUMAN_CEILING, ClickMe, blur_human_map, paper_image
 from evaluate.metrics.boxes import boxes_in_view
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SCENES_COUNT = 1000
 
 
@@ -52,6 +52,8 @@ class EvalData(ABC):
     has_human_maps: bool = True
     num_classes: int = 1000
     class_names: list[str] | None = None
+    place: str = ""
+    """Where it lies; empty for data that are made."""
     missing_parts: str = ""
     """What of the published data set is not there, in words; scores are then marked partial."""
 
@@ -81,7 +83,8 @@ class ClickMeData(EvalData):
         self.records = ClickMe(root)
         if absent := self.records.missing_shards:
             self.missing_parts = f"{len(absent)} published shards absent"
-        self.class_names = imagenet_names()
+        self.class_names = names_of_classes(self.num_classes)
+        self.place = str(root.resolve())
 
     def __len__(self) -> int:
         return len(self.records)
@@ -130,29 +133,34 @@ class FolderData(EvalData):
     """Photographs without human maps: class folders, or one folder with a table of labels.
 
     Args:
-        root: a folder of class folders (WordNet ids mean ImageNet classes; other names count in sorted
-            order), or any folder if `labels` is given.
+        root: a folder of class folders, or any folder if `labels` is given. Folders named as `classes` are, are
+            those; where all bear WordNet ids they mean ImageNet's; else they count in sorted order.
         labels: a CSV with the columns `file` (relative to `root`), `label` (class index) and, if known, `boxes`
-        (a JSON list of [x0, y0, x1, y1] in the picture's pixels).
+            (a JSON list of [x0, y0, x1, y1] in the picture's pixels).
+        num_classes: that the model of a table's labels tells apart.
+        classes: names of the model's classes, in order of index, where known.
 
     Raises:
-        UserError: nothing there, a class folder without pictures, a damaged table.
+        UserError: nothing there, a class folder without pictures, a damaged table, a label out of range.
     """
 
     name = "imagefolder"
     has_human_maps = False
 
-    def __init__(self, root: Path, labels: Path | None = None) -> None:
+    def __init__(
+        self, root: Path, labels: Path | None = None, num_classes: int = 1000, classes: Sequence[str] | None = None
+    ) -> None:
         if not root.is_dir():
             raise UserError(f"no data folder at {root}; give --data-root the folder that holds the pictures")
         self.root = root
+        self.place = str(root.resolve())
         self.boxes: list[list[list[float]]] | None = None
         if labels:
-            self.files, self.labels, self.boxes = _from_table(labels)
+            self.files, self.labels, self.boxes = _from_table(labels, num_classes)
+            self.num_classes = num_classes
         else:
-            self.files, self.labels = _from_folders(root)
-        self.num_classes = 1000 if labels or _is_imagenet(root) else 1 + max(self.labels)
-        self.class_names = imagenet_names() if self.num_classes == 1000 else None
+            self.files, self.labels, self.num_classes = _from_folders(root, classes)
+        self.class_names = names_of_classes(self.num_classes, classes)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -164,8 +172,10 @@ class FolderData(EvalData):
         return Picture(open_image(self.root / name), None, self.labels[index], name, boxes)
 
     def fingerprint(self) -> str:
-        """Hash of the files' names and labels."""
-        return _hash(f"{name} {label}" for name, label in zip(self.files, self.labels))
+        """Hash of the files' names and sizes, their labels and boxes."""
+        sizes = (path.stat().st_size if path.is_file() else None for path in (self.root / name for name in self.files))
+        rows = zip(self.files, sizes, self.labels, self.boxes or self.labels)
+        return _hash(" ".join(map(str, row)) for row in rows)
 
 
 def open_image(path: Path) -> Image.Image:
@@ -179,44 +189,33 @@ def open_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"no picture at {path}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} does not decode as a picture ({error}); replace or remove it") from error
 
 
-def imagenet_names() -> list[str]:
-    """A short English name for each of the 1000 ImageNet classes, in order of index."""
-    info = ImageNetInfo()
-    return [info.index_to_description(i).split(",")[0] for i in range(info.num_classes())]
+def names_of_classes(count: int, classes: Sequence[str] | None = None) -> list[str] | None:
+    """What to call a model's classes: by their names where known, by ImageNet's where they are 1000, else None."""
+    if classes is None and count == 1000:
+        classes = imagenet_names()
+    if classes == imagenet_names():
+        return [name.partition(",")[0] for name in classes]  # without the synonyms
+    return list(classes) if classes else None
 
 
-def _is_imagenet(root: Path) -> bool:
-    known = set(ImageNetInfo().label_names())
-    folders = [p.name for p in root.iterdir() if p.is_dir()]
-    return bool(folders) and all(name in known for name in folders)
-
-
-def _from_folders(root: Path) -> tuple[list[str], list[int]]:
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not folders:
-        raise UserError(
-            f"{root} has no class folders; expected {root}/CLASS/picture.jpg, or a table by --labels FILE.csv"
-        )
-    if _is_imagenet(root):
-        wnids = ImageNetInfo().label_names()
-        index = {wnid: i for i, wnid in enumerate(wnids)}
+def _from_folders(root: Path, classes: Sequence[str] | None) -> tuple[list[str], list[int], int]:
+    """Files relative to the root, their labels, and how many classes there are."""
+    names, files, labels = scan_class_folders(root, f"{root}/CLASS/picture.jpg, or a table by --labels FILE.csv")
+    places = imagenet_places(names)
+    if classes is not None and set(names) <= set(classes):
+        labels, count = np.array([classes.index(name) for name in names])[labels], len(classes)
+    elif places is not None:
+        labels, count = places[labels], 1000
     else:
-        index = {folder.name: i for i, folder in enumerate(folders)}
-    files, labels = [], []
-    for folder in folders:
-        pictures = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
-        if not pictures:
-            raise UserError(f"class folder {folder} holds no {', '.join(PICTURE_SUFFIXES)}; fill it or remove it")
-        files += [str(p.relative_to(root)) for p in pictures]
-        labels += [index[folder.name]] * len(pictures)
-    return files, labels
+        count = len(names)
+    return [os.path.relpath(file, root) for file in files], labels.tolist(), count
 
 
-def _from_table(table: Path) -> tuple[list[str], list[int], list[list[list[float]]] | None]:
+def _from_table(table: Path, num_classes: int) -> tuple[list[str], list[int], list[list[list[float]]] | None]:
     if not table.is_file():
         raise UserError(f"no table of labels at {table}")
     with table.open(newline="", encoding="utf-8") as file:
@@ -227,6 +226,9 @@ def _from_table(table: Path) -> tuple[list[str], list[int], list[list[list[float
     for number, row in enumerate(rows, 2):
         if not (row["label"] or "").isdigit() or not row["file"]:
             raise UserError(f"{table}, line {number}: {row['file']!r}, {row['label']!r}; a label is a class index")
+        if int(row["label"]) >= num_classes:
+            known = f"the model has classes 0 to {num_classes - 1}"
+            raise UserError(f"{table}, line {number}: label {row['label']}; {known}")
         labels.append(int(row["label"]))
         if "boxes" in row:
             boxes.append(_parse_boxes(row["boxes"], f"{table}, line {number}"))

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import torch
 from tqdm import tqdm
 
 from common.checkpoint import library_versions
+from common.errors import UserError
 from evaluate.data import EvalData, choose_indices, load_batches
 from evaluate.metrics import parse_measure
 from evaluate.processes import Processes
 from evaluate.results import PartStore, merge_parts, schema_with, summed
 from evaluate.runner import Measured, RunOptions, bf16_deviation, measure
 from evaluate.statistics import Group, GroupKey, collect
-from evaluate.subjects import Subject, load_subject
+from evaluate.subjects import Subject, label_of, load_subject
 
 CHUNK = 2048
 """Images of a part: what a killed run can lose."""
@@ -36,16 +38,25 @@ class Request:
     """Architecture of a weight file."""
     model_args: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
-    """Label in tables; by default the subject's own."""
+    """In tables; None: see `evaluate.subjects.label_of`."""
 
-    def load(self, seed: int, taken: Sequence[str] = ()) -> Subject:
-        """Load the model; a name that is taken gets a number, so that rows tell checkpoints apart."""
+    def load(self, seed: int, label: str) -> Subject:
+        """Load the model under one of the names that `labels` gives."""
         subject = load_subject(self.spec, self.model, dict(self.model_args), seed)
-        name, number = self.name or subject.name, 2
-        subject.name = name
-        while subject.name in taken:
-            subject.name, number = f"{name} ({number})", number + 1
+        subject.name = label
         return subject
+
+
+def labels(requests: Sequence[Request]) -> list[str]:
+    """Names in tables; one that is taken gets a number, so that rows tell checkpoints apart."""
+    found: list[str] = []
+    for request in requests:
+        name = label = request.name or label_of(request.spec, request.model)
+        number = 2
+        while label in found:
+            label, number = f"{name} ({number})", number + 1
+        found.append(label)
+    return found
 
 
 @dataclass
@@ -86,8 +97,8 @@ def evaluate_requests(
     """
     checkpoints: dict[str, dict[str, Any]] = {}
     stores: list[PartStore] = []
-    for request in requests:
-        subject = request.load(seed, list(checkpoints))
+    for request, label in zip(requests, labels(requests)):
+        subject = request.load(seed, label)
         data = open_data(subject)
         indices = choose_indices(len(data), limit, seed).tolist()
         chunks = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
@@ -117,6 +128,8 @@ def evaluate_requests(
         merge_parts(out / "per_image.parquet", stores, len(chunks), options.notes)
         for store in stores:
             groups |= collect(store.tables(len(chunks)), options.measures)
+        if not groups:
+            raise UserError(f"none of the {len(indices)} images of {data.name} could be read; see the list above")
     partial = _partial(data, len(indices), seed, next(iter(groups.values())) if groups else None)
     return Evaluation(data, len(indices), partial, checkpoints, groups)
 
@@ -132,37 +145,47 @@ def _measure_chunks(
     if processes.is_main:
         store.remove_others()
     finished = processes.from_main(store.finished(len(chunks)))
-    bad: list[str] = []
     total = sum(len(chunk) for chunk in chunks)
     shown = options.progress and processes.is_main
     with tqdm(total=total, desc=subject.name, unit="img", disable=None if shown else True) as bar:
+
+        def done(images: int) -> None:
+            bar.update(images * processes.world)
+
         for number, chunk in enumerate(chunks):
-            if number not in finished:
-                start = time.perf_counter()
-                share = chunk[processes.rank :: processes.world]
-
-                skipped: list[str] = []
-
-                def produce(share: Sequence[int] = share, skipped: list[str] = skipped) -> list[Measured]:
-                    batches: list[Measured] = []
-                    for batch in measure(subject, data, share, options, skipped):
-                        batches.append(batch)
-                        bar.update(batch.n_images * processes.world)
-                    return batches
-
-                batches = processes.gather(produce)
-                bad += processes.gather(lambda skipped=skipped: skipped)  # type: ignore[misc]
-                if processes.is_main:
-                    order = {index: place for place, index in enumerate(chunk)}
-                    rows = sorted((row for batch in batches for row in batch.rows), key=lambda row: order[row["index"]])
-                    explainers = summed(batch.seconds for batch in batches)
-                    store.write(number, rows, time.perf_counter() - start, explainers)
+            if number in finished:
+                bar.update(len(chunk))
+                continue
+            start = time.perf_counter()
+            share = chunk[processes.rank :: processes.world]
+            found = processes.gather(partial(_measure_share, subject, data, share, options, done))
+            if processes.is_main:
+                order = {index: place for place, index in enumerate(chunk)}
+                batches = [batch for part, _ in found for batch in part]
+                rows = sorted((row for batch in batches for row in batch.rows), key=lambda row: order[row["index"]])
+                explainers = summed(batch.seconds for batch in batches)
+                left_out = [text for _, bad in found for text in bad]
+                store.write(number, rows, time.perf_counter() - start, explainers, left_out)
         bar.n = total
         bar.refresh()
-    if bad and processes.is_main:
+    if not processes.is_main:
+        return
+    if bad := store.left_out(len(chunks)):
         print(f"{subject.name}: {len(bad)} images left out:\n  " + "\n  ".join(bad))
-    if finished and processes.is_main:
+    if finished:
         print(f"{subject.name}: {len(finished)} of {len(chunks)} parts kept from an earlier start")
+
+
+def _measure_share(
+    subject: Subject, data: EvalData, share: Sequence[int], options: RunOptions, done: Callable[[int], None]
+) -> list[tuple[list[Measured], list[str]]]:
+    """This process's part of a chunk and what is wrong with images that were left out, as the one item of a list."""
+    bad: list[str] = []
+    batches: list[Measured] = []
+    for batch in measure(subject, data, share, options, bad):
+        batches.append(batch)
+        done(batch.n_images)
+    return [(batches, bad)]
 
 
 def curves(measures: Sequence[str]) -> list[str]:
@@ -196,6 +219,7 @@ def _question(
         "model": subject.model_name,
         "transform": str(subject.transform),
         "data": data.fingerprint(),
+        "place": data.place,
         "indices": hashlib.sha256(str(list(indices)).encode()).hexdigest(),
         "explainers": options.explainers,
         "layer": options.layer,
@@ -219,7 +243,11 @@ def _describe(subject: Subject, digest: str) -> dict[str, Any]:
 
 
 def _report_bf16(subject: Subject, data: EvalData, indices: Sequence[int], options: RunOptions) -> dict[str, float]:
-    batch = next(load_batches(data, subject.transform, indices[: options.batch_size], options.batch_size, 0))
+    skipped: list[str] | None = [] if options.skip_bad else None
+    first = indices[: options.batch_size]
+    batch = next(load_batches(data, subject.transform, first, options.batch_size, 0, skipped), None)
+    if batch is None:
+        return {}
     deviation = bf16_deviation(subject, data, batch, options)
     if deviation:
         print(

@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from common.atomic import atomic_file
+from common.atomic import atomic_folder, file_name
 from evaluate.explainers import with_warning
 
 Scores = Sequence[dict[str, Any]]
@@ -110,15 +110,11 @@ def write_figures(folder: Path, scores: Scores) -> list[Chart]:
         for name in curved:
             if drawn := [s for s in members if s["measures"][name]["curve"]]:
                 figures[f"{name}-{checkpoint}"] = "", measure_curves(drawn, name)
-    for name, (_, figure) in figures.items():
-        for suffix in ("png", "pdf"):
-            with atomic_file(folder / f"{_file_name(name)}.{suffix}") as temporary:
-                figure.savefig(temporary, format=suffix, dpi=160)
+    with atomic_folder(folder) as temporary:
+        for name, (_, figure) in figures.items():
+            for suffix in ("png", "pdf"):
+                figure.savefig(temporary / f"{file_name(name)}.{suffix}", format=suffix, dpi=160)
     return [Chart(explainer, _svg(figure)) for explainer, figure in figures.values()]
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
 
 
 def _svg(figure: Figure) -> str:

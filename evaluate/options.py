@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from ast import literal_eval
 from collections.abc import Sequence
 from typing import Any
 
 from common.errors import UserError
+from evaluate.parameters import parse_value
 
 
 def add_model_options(parser: Any) -> None:
@@ -23,7 +23,7 @@ def add_layer_option(parser: Any) -> None:
 
 
 def model_args(pairs: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE` pairs -> arguments; values that are no Python literals are taken as text.
+    """`KEY=VALUE` pairs -> arguments; see `parse_value`.
 
     Raises:
         UserError: a pair without a key or an equals sign.
@@ -33,8 +33,5 @@ def model_args(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not (key and equals):
             raise UserError(f"--model-arg {pair}: expected KEY=VALUE, such as pad_type=same")
-        try:
-            out[key] = literal_eval(value)
-        except (ValueError, SyntaxError):
-            out[key] = value
+        out[key] = parse_value(value)
     return out

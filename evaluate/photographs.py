@@ -17,7 +17,7 @@ from torch import Tensor
 
 from common.atomic import atomic_file, write_text
 from common.errors import UserError
-from evaluate.data import imagenet_names, open_image
+from evaluate.data import names_of_classes, open_image
 from evaluate.explainers import EXPLAINERS, parse_method, with_warning
 from evaluate.explanation import Maps, explain
 from evaluate.options import add_layer_option, add_model_options, model_args
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     if args.target is not None and not 0 <= args.target < subject.num_classes:
         raise UserError(f"--target {args.target}: the model has classes 0 to {subject.num_classes - 1}")
     subject.to(device)
-    names = imagenet_names() if subject.num_classes == 1000 else [str(i) for i in range(subject.num_classes)]
+    names = names_of_classes(subject.num_classes, subject.classes) or [str(i) for i in range(subject.num_classes)]
 
     rows, told = [], []
     for start in range(0, len(stems), BATCH):

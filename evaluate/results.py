@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.atomic import atomic_file
+from common.atomic import atomic_file, file_name
 from evaluate.runner import Row
 
 COLUMNS = pa.schema(
@@ -65,7 +65,7 @@ class PartStore:
         self.schema = schema
         text = json.dumps({"checkpoint": name, **question}, sort_keys=True, default=str)
         key = hashlib.sha256(text.encode()).hexdigest()[:12]
-        self.prefix = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+        self.prefix = file_name(name)
         self.folder = folder / f"{self.prefix}-{key}"
 
     def remove_others(self) -> None:
@@ -82,12 +82,23 @@ class PartStore:
         """Chunks that are there."""
         return [chunk for chunk in range(chunks) if self.path(chunk).exists()]
 
-    def write(self, chunk: int, rows: Sequence[Row], seconds: float, explainers: Mapping[str, float]) -> None:
-        """Store the rows of a chunk, whole or not at all, with the time they took and that of their explainers."""
+    def write(
+        self,
+        chunk: int,
+        rows: Sequence[Row],
+        seconds: float,
+        explainers: Mapping[str, float],
+        left_out: Sequence[str] = (),
+    ) -> None:
+        """Store the rows of a chunk, whole or not at all.
+
+        With them go the time they took, that of their explainers, and what is wrong with images that were left out.
+        """
         table = pa.Table.from_pylist(
             [{name: row.get(name) for name in self.schema.names} for row in rows], schema=self.schema
         )
-        table = table.replace_schema_metadata({"seconds": repr(seconds), "explainers": json.dumps(dict(explainers))})
+        about = {"explainers": json.dumps(dict(explainers)), "left_out": json.dumps(list(left_out))}
+        table = table.replace_schema_metadata({"seconds": repr(seconds), **about})
         with atomic_file(self.path(chunk)) as temporary:
             pq.write_table(table, temporary)
 
@@ -103,6 +114,10 @@ class PartStore:
     def explainer_seconds(self, chunks: int) -> dict[str, float]:
         """Time of each explainer's own part and of what they share, over all chunks and processes together."""
         return summed(json.loads(self._metadata(chunk)[b"explainers"]) for chunk in range(chunks))
+
+    def left_out(self, chunks: int) -> list[str]:
+        """What is wrong with images of all chunks that were left out."""
+        return [text for chunk in range(chunks) for text in json.loads(self._metadata(chunk)[b"left_out"])]
 
     def _metadata(self, chunk: int) -> dict[bytes, bytes]:
         return pq.read_schema(self.path(chunk)).metadata

@@ -112,7 +112,7 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
         return Measured(rows, len(rows), {})
     human = None if batch.human is None else HumanMaps(data.human_maps(batch.human.to(device)), subject, options)
     if OTHER_HUMAN in options.explainers:
-        maps[OTHER_HUMAN] = _other_human_maps(data, batch, device)
+        maps[OTHER_HUMAN] = _other_human_maps(data, batch, device, options.skip_bad)
     out: list[Row] = []
     case: Case | None = None
     for explainer in options.explainers:
@@ -161,12 +161,24 @@ class HumanMaps:
             }
 
 
-def _other_human_maps(data: EvalData, batch: Batch, device: torch.device) -> Tensor:
-    stored = [data.picture((index + 1) % len(data)).human for index in batch.indices.tolist()]
-    maps = [human for human in stored if human is not None]
-    if not maps:
-        raise UserError(f"{OTHER_HUMAN} needs human maps; {data.name} has none")
+def _other_human_maps(data: EvalData, batch: Batch, device: torch.device, skip_bad: bool) -> Tensor:
+    maps = [_next_human_map(data, index, skip_bad) for index in batch.indices.tolist()]
     return data.human_maps(torch.stack(maps).to(device))
+
+
+def _next_human_map(data: EvalData, index: int, skip_bad: bool) -> Tensor:
+    """As stored, of the next image that can be read."""
+    for step in range(1, len(data) + 1):
+        try:
+            human = data.picture((index + step) % len(data)).human
+        except UserError:
+            if not skip_bad:
+                raise
+            continue
+        if human is None:
+            break
+        return human
+    raise UserError(f"{OTHER_HUMAN} needs human maps; {data.name} has none")
 
 
 def _explain(

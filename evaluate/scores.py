@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from common.atomic import atomic_folder, write_text
+from common.atomic import atomic_folder, file_name, write_text
 from evaluate.explainers import parse_method
 from evaluate.runner import SHARED_PASS
 from evaluate.statistics import Group, GroupKey, score
@@ -86,6 +86,8 @@ def write_scores(out: Path, scores: Sequence[dict[str, Any]], comparisons: Seque
     write_text(out / "scores.json", json.dumps(list(scores), indent=2) + "\n")
     if comparisons:
         write_text(out / "comparisons.json", json.dumps(list(comparisons), indent=2) + "\n")
+    else:
+        (out / "comparisons.json").unlink(missing_ok=True)  # of an earlier run
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -100,7 +102,7 @@ def write_tensorboard(folder: Path, scores: Sequence[dict[str, Any]]) -> None:
     """Write alignment and top-1 as scalars, a run a checkpoint, in the place of those of an earlier start."""
     with atomic_folder(folder) as temporary:
         for item in scores:
-            name = item["checkpoint"].replace("/", "_").replace(":", "_")
+            name = file_name(item["checkpoint"])
             with SummaryWriter(
                 str(temporary / name), filename_suffix=f".{item['explainer']}.{item['protocol']}"
             ) as writer:

@@ -38,10 +38,26 @@ class Subject:
     """Of the weight file; empty for weights from the hub or none."""
     num_params: int
     """Distinct parameters before folding."""
+    classes: list[str] | None = None
+    """Name of every class, in order of index, where the checkpoint says it."""
 
     def to(self, device: torch.device) -> None:
         """Move the model; channels_last, in which convolutions run fastest."""
         self.model.to(device).to(memory_format=torch.channels_last)
+
+
+def label_of(spec: str, model_name: str | None = None) -> str:
+    """What a checkpoint is called in tables, see `load_subject`."""
+    if spec == "untrained":
+        return f"{lookup(_needed(model_name, spec)).name} (untrained)"
+    if spec.startswith("timm:"):
+        return spec
+    if spec.startswith("zenodo:"):
+        return lookup(spec.removeprefix("zenodo:")).name
+    if spec.startswith("hf-hub:"):
+        return spec.rpartition("/")[2]
+    path = Path(spec).expanduser()
+    return path.name.partition(".")[0] if path.is_file() else path.resolve().name
 
 
 def load_subject(
@@ -62,27 +78,31 @@ def load_subject(
         UserError: nothing there, or it does not fit.
     """
     model_args = model_args or {}
+    label = label_of(spec, model_name)
     path = Path(spec).expanduser()
     if spec == "untrained":
         entry = lookup(_needed(model_name, spec))
-        torch.manual_seed(untrained_seed)
-        model = create_model(entry.name, **model_args)
-        return _subject(f"{entry.name} (untrained)", model, entry.name, entry.transform, entry.num_classes, spec, "")
+        with torch.random.fork_rng():
+            torch.manual_seed(untrained_seed)
+            model = create_model(entry.name, **model_args)
+        return _subject(label, model, entry.name, entry.transform, entry.num_classes, spec, "")
     if spec.startswith("timm:"):
         entry = lookup(spec)
         model = create_model(spec, pretrained=True, **model_args)
-        return _subject(spec, model, spec, entry.transform, entry.num_classes, spec, "")
+        return _subject(label, model, spec, entry.transform, entry.num_classes, spec, "")
     if spec.startswith("zenodo:"):
         entry = lookup(spec.removeprefix("zenodo:"))
-        return _from_file(fetch_published(entry), entry, model_args, spec, entry.name)
+        return _from_file(fetch_published(entry), entry, model_args, spec, label)
     if spec.startswith("hf-hub:"):
         path = _fetch_folder(spec)
     if path.is_dir():
         model, config = load_checkpoint(path)
-        name = path.resolve().name
-        return _subject(name, model, config.model, config.transform, config.num_classes, spec, config.weights_sha256)
+        digest = config.weights_sha256
+        subject = _subject(label, model, config.model, config.transform, config.num_classes, spec, digest)
+        subject.classes = config.classes
+        return subject
     if path.is_file():
-        return _from_file(path, lookup(_needed(model_name, spec)), model_args, spec, path.name.split(".")[0])
+        return _from_file(path, lookup(_needed(model_name, spec)), model_args, spec, label)
     raise UserError(
         f"--ckpt {spec}: no such folder or file. Give a folder written by train (it holds config.json and "
         "model.safetensors), a weight file with --model NAME, zenodo:NAME, timm:ARCHITECTURE.TAG or hf-hub:ORG/NAME"

@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.errors import UserError
+from common.folders import SUFFIXES
 from train.settings import DataSettings
-from train.sources import SUFFIXES, Record, Records, hold_out
+from train.sources import Record, Records, hold_out
 
 _TAR_BLOCK = 256  # pictures
 

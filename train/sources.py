@@ -6,7 +6,6 @@ set is ever held in memory whole.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,12 +13,11 @@ from typing import Any, NamedTuple, Protocol
 import datasets
 import numpy as np
 from numpy.typing import NDArray
-from timm.data import ImageNetInfo
 
 from common.errors import UserError
+from common.folders import imagenet_names, imagenet_places, scan_class_folders
 from train.settings import DataSettings
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
 LAYOUT = "ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
 
 
@@ -144,11 +142,11 @@ def open_folders(data: DataSettings) -> tuple[Records, Records]:
     val_root = Path(data.val_root) if data.val_root else None
     if val_root is None and train_root != root:
         val_root = next((p for p in (root / "val", root / "validation") if p.is_dir()), None)
-    names, files, labels = _scan(train_root)
+    names, files, labels = scan_class_folders(train_root, LAYOUT)
     records = _folder_table(files, labels, names, train_root)
     if val_root is None:
         return hold_out(records, data.val_fraction, str(train_root))
-    val_names, val_files, val_labels = _scan(val_root)
+    val_names, val_files, val_labels = scan_class_folders(val_root, LAYOUT)
     extra = sorted(set(val_names) - set(names))
     if extra:
         raise UserError(f"{val_root} has classes that {train_root} has not: {', '.join(extra[:5])}")
@@ -156,34 +154,11 @@ def open_folders(data: DataSettings) -> tuple[Records, Records]:
     return records, _folder_table(val_files, place[val_labels], names, val_root)
 
 
-def _scan(root: Path) -> tuple[list[str], list[str], NDArray[np.int64]]:
-    """Class names in order, files in order and the place of each file's class among the names."""
-    if not root.is_dir():
-        raise UserError(f"no folder {root}; expected {LAYOUT}")
-    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise UserError(f"{root} holds no class folders; expected {LAYOUT}")
-    files: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        pictures = sorted(e.path for e in os.scandir(root / name) if os.path.splitext(e.name)[1].lower() in SUFFIXES)
-        if not pictures:
-            raise UserError(
-                f"class folder {root / name} holds no pictures ({', '.join(sorted(SUFFIXES))}); fill it or remove it"
-            )
-        files += pictures
-        labels += [label] * len(pictures)
-    return names, files, np.array(labels)
-
-
 def _folder_table(files: list[str], labels: NDArray[np.int64], names: list[str], root: Path) -> Records:
     """Where every class folder is the WordNet id of an ImageNet-1k class, labels are ImageNet's, even of a part."""
-    imagenet = ImageNetInfo("imagenet-1k")
-    wordnet = imagenet.label_names()
-    if set(names) <= set(wordnet):
-        place = {name: i for i, name in enumerate(wordnet)}
-        labels = np.array([place[name] for name in names])[labels]
-        names = [imagenet.index_to_description(i) for i in range(len(wordnet))]
+    places = imagenet_places(names)
+    if places is not None:
+        labels, names = places[labels], imagenet_names()
     features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int32")})
     table = datasets.Dataset.from_dict(
         {"image": [{"path": f, "bytes": None} for f in files], "label": labels}, features=features

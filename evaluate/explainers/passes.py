@@ -6,7 +6,6 @@ layer the network runs once, recording a graph only from that layer on.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import UserError, did_you_mean
 from evaluate.explainers.layout import Layout, find_layout, full
 from evaluate.explainers.targets import ResolvedTargets, Targets, resolve_targets
 
@@ -84,8 +83,8 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     modules = dict(uncompiled(model).named_modules(remove_duplicate=False))
     if name in modules and name:
         return modules[name]
-    near = difflib.get_close_matches(name, modules, 3) or [n for n in modules if n][:5]
-    raise UserError(f"no layer {name!r} in {type(uncompiled(model)).__name__}; there are {', '.join(near)}, ...")
+    hint = did_you_mean(name, [known for known in modules if known], 5)
+    raise UserError(f"no layer {name!r} in {type(uncompiled(model)).__name__}; {hint}")
 
 
 def head_pass(model: nn.Module, images: Tensor, targets: Targets = None, bf16: bool = False) -> Activations:

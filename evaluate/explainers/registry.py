@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import re
-from ast import literal_eval
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
-from common.errors import UserError
+from common.errors import UserError, did_you_mean
 from evaluate.explainers.ablation_cam import ablation_cam
 from evaluate.explainers.conceptor_cam import conceptor_cam
 from evaluate.explainers.controls import centre, fake_cam, random_map
@@ -32,6 +29,7 @@ from evaluate.explainers.score_cam import score_cam
 from evaluate.explainers.smooth_grad import smooth_grad
 from evaluate.explainers.threshold_grad_cam import threshold_grad_cam
 from evaluate.explainers.xgrad_cam import xgrad_cam
+from evaluate.parameters import check_parameters, parse_parameters
 
 Family = Literal["gradient", "image gradient", "perturbation", "optimisation", "control"]
 """gradient: from the shared pass at the layer; image gradient: a pass of its own through the whole network."""
@@ -130,40 +128,14 @@ def parse_method(text: str) -> tuple[Explainer, dict[str, Any]]:
     return checked_method(name, parse_parameters(text, rest))
 
 
-def parse_parameters(text: str, rest: str) -> dict[str, Any]:
-    """`KEY=VALUE,KEY=VALUE` -> parameters; values that are no Python literals are taken as text.
-
-    Args:
-        text: the whole of what was typed, for the message.
-        rest: its part after the name.
-
-    Raises:
-        UserError: a pair without a key or an equals sign.
-    """
-    parameters: dict[str, Any] = {}
-    for pair in filter(None, re.split(r",(?![^(]*\))", rest)):  # not the commas of a tuple
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise UserError(f"{text!r}: expected NAME:KEY=VALUE,..., got {pair!r}")
-        try:
-            parameters[key.strip()] = literal_eval(value)
-        except (ValueError, SyntaxError):
-            parameters[key.strip()] = value.strip()
-    return parameters
-
-
 def checked_method(name: str, parameters: dict[str, Any]) -> tuple[Explainer, dict[str, Any]]:
     """The explainer of a name, with parameters that it knows.
 
     Raises:
-        UserError: no such explainer, or it has no such parameter.
+        UserError: no such explainer, it has no such parameter, or the parameter is of another type.
     """
     if name not in EXPLAINERS:
-        near = difflib.get_close_matches(name, EXPLAINERS, 3)
-        raise UserError(f"unknown explainer {name!r}; did you mean {' or '.join(near)}?" if near else (
-            f"unknown explainer {name!r}; known: {', '.join(EXPLAINERS)}"))  # fmt: skip
+        raise UserError(f"unknown explainer {name!r}; {did_you_mean(name, EXPLAINERS)}")
     explainer = EXPLAINERS[name]
-    for key in parameters:
-        if key not in explainer.parameters:
-            raise UserError(f"{name} has no parameter {key!r}; it has {', '.join(explainer.parameters) or 'none'}")
+    check_parameters(name, parameters, explainer.parameters)
     return explainer, parameters

@@ -15,9 +15,9 @@ from common.transform import ModelTransform
 
 def boxes_in_view(boxes: Tensor, width: int, height: int, transform: ModelTransform) -> Tensor:
     """Boxes (n, 4) of a picture of that size -> in pixels of what the model sees; not clipped."""
-    x0, y0, x1, _ = transform.field_of_view(height, width)
-    shift = boxes.new_tensor([x0, y0, x0, y0])
-    return (boxes - shift) * (transform.crop / (x1 - x0))
+    x0, y0, x1, y1 = transform.field_of_view(height, width)
+    shift, seen = boxes.new_tensor([x0, y0, x0, y0]), boxes.new_tensor([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
+    return (boxes - shift) * (transform.crop / seen)
 
 
 def clip_boxes(boxes: Tensor, height: int, width: int) -> Tensor:

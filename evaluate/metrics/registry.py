@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from common.errors import UserError
-from evaluate.explainers.registry import parse_parameters
+from common.errors import UserError, did_you_mean
 from evaluate.metrics.alignment import dice, human_energy, iou, spearman
 from evaluate.metrics.average_drop import average_drop, average_gain, average_increase
 from evaluate.metrics.case import Case
@@ -28,6 +26,7 @@ from evaluate.metrics.pointing import energy_pointing, pointing_game, standard_p
 from evaluate.metrics.road import road
 from evaluate.metrics.robustness import coherency, complexity, max_sensitivity
 from evaluate.metrics.sanity import cascading_randomisation
+from evaluate.parameters import check_parameters, parse_parameters
 
 Better = Literal["higher", "lower"]
 Needs = Literal["human", "boxes", "objects", "explain"]
@@ -138,13 +137,9 @@ def parse_measure(text: str) -> tuple[Measure, dict[str, Any]]:
     """
     name, _, rest = text.partition(":")
     if name not in MEASURES:
-        near = difflib.get_close_matches(name, MEASURES, 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(MEASURES)}"
-        raise UserError(f"unknown measure {name!r}; {hint}")
+        raise UserError(f"unknown measure {name!r}; {did_you_mean(name, MEASURES)}")
     measure, parameters = MEASURES[name], parse_parameters(text, rest)
-    for key in parameters:
-        if key not in measure.parameters:
-            raise UserError(f"{name} has no parameter {key!r}; it has {', '.join(measure.parameters) or 'none'}")
+    check_parameters(name, parameters, measure.parameters)
     return measure, parameters
 
 
@@ -165,6 +160,7 @@ def measure_case(case: Case, measures: Sequence[str] | Mapping[str, Mapping[str,
         measure, parameters = parse_measure(text)
         if isinstance(measures, Mapping):
             parameters = dict(measures[text])
+            check_parameters(measure.name, parameters, measure.parameters)
         for need in measure.needs:
             if not given[need]:
                 raise UserError(f"measure {measure.name} needs {need}, which these data do not have")

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from common.errors import UserError
 from common.surgery import fold_dcls, position_groups
@@ -93,6 +94,20 @@ def test_every_dcls_model_of_the_study_has_a_published_file():
 def test_timm_names_take_timms_transform():
     entry = lookup("timm:mobilenetv2_100")
     assert (entry.transform.resize, entry.transform.crop, entry.transform.interpolation) == (256, 224, "bicubic")
+    assert not entry.transform.squash
+
+
+def test_a_squashed_picture_is_what_timm_makes_of_it():
+    architecture = "eva02_base_patch14_448"
+    cfg = timm.get_pretrained_cfg(architecture)
+    assert cfg.crop_mode == "squash"
+    entry = lookup(f"timm:{architecture}")
+    given = {"interpolation": cfg.interpolation, "crop_pct": cfg.crop_pct, "crop_mode": cfg.crop_mode}
+    theirs = timm.data.create_transform(cfg.input_size, False, normalize=False, **given)
+    pixels = torch.randint(0, 256, (30, 50, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray(pixels.numpy())
+    assert torch.equal(entry.transform.geometry()(picture), theirs(picture))
+    assert entry.transform.field_of_view(30, 50) == (0, 0, 50, 30)
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,57 @@ def test_skip_bad_leaves_damaged_records_out_lists_them_and_says_so(clickme_root
     assert ids == {"val-0/00000", "val-0/00003"}
 
 
+def test_a_resumed_run_still_lists_what_was_left_out_and_other_human_passes_over_it(clickme_root, tmp_path, capsys):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    content = bytearray((clickme_root / "val-0.tfrecords").read_bytes())
+    content[int(index_records(clickme_root / "val-0.tfrecords").offsets[1]) + 200] ^= 1
+    (folder / "val-0.tfrecords").write_bytes(content)
+    arguments = ["--ckpt", "untrained", "--model", "timm:resnet18", "--data-root", str(folder), "--workers", "0"]
+    arguments += ["--explainer", "other_human", "grad_cam", "--precision", "bf16", "--batch-size", "2"]
+    for kept in (False, True):
+        main([*arguments, "--out", str(tmp_path / "out"), "--skip-bad"])
+        printed = capsys.readouterr().out
+        assert "1 images left out" in printed and "record 1" in printed and ("parts kept" in printed) == kept
+    rows = pq.read_table(tmp_path / "out" / "per_image.parquet").to_pylist()
+    assert [r["image_id"] for r in rows if r["explainer"] == "other_human"] == [f"val-0/{n:05d}" for n in (0, 2, 3)]
+
+
+def test_where_no_image_can_be_read_that_is_said(tmp_path):
+    (tmp_path / "n01443537").mkdir()
+    (tmp_path / "n01443537" / "1.jpg").write_bytes(b"no picture")
+    arguments = ["--ckpt", "untrained", "--model", "timm:resnet18", "--data", "imagefolder", "--workers", "0"]
+    with pytest.raises(UserError, match="none of the 1 images of imagefolder could be read"):
+        main([*arguments, "--data-root", str(tmp_path), "--out", str(tmp_path / "out"), "--skip-bad"])
+
+
+def test_what_an_earlier_run_left_does_not_pass_for_this_ones(checkpoint, tmp_path):
+    arguments = ["--ckpt", str(checkpoint), str(checkpoint), "--data", "scenes", "--limit", "4", "--workers", "0"]
+    arguments += ["--out", str(tmp_path / "out")]
+    main([*arguments, "--compare", checkpoint.name, f"{checkpoint.name} (2)"])
+    assert (tmp_path / "out" / "comparisons.json").exists()
+    main([*arguments, "--explainer", "layer_cam"])
+    assert not (tmp_path / "out" / "comparisons.json").exists()
+    figures = [path.name for path in (tmp_path / "out" / "figures").iterdir()]
+    assert figures and not [name for name in figures if "grad_cam" in name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "-1"], "--seed -1: must be at least 0"),
+        (["--workers", "-1"], "--workers -1: must be at least 0"),
+        (["--dry-run"], "give it with --study"),
+        (["--compare", "demo (untrained)", "demmo"], r"--compare demmo: .* there are demo \(untrained\)"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_measured(arguments, message, tmp_path):
+    given = ["--ckpt", "untrained", "--model", "demo", "--data", "scenes", "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=message):
+        main([*given, *arguments])
+    assert not (tmp_path / "out").exists()
+
+
 def test_plain_python_exits_with_2_and_one_line(tmp_path):
     found = run("--ckpt", tmp_path / "nothing", "--data", "scenes")
     assert found.returncode == 2 and "Traceback" not in found.stderr

@@ -25,6 +25,37 @@ def test_class_folders_count_in_sorted_order_and_wordnet_ids_mean_imagenet(tmp_p
     assert data.labels == [1] and data.num_classes == 1000 and data.class_names[1] == "goldfish"
 
 
+def test_folders_named_as_the_models_classes_are_those(tmp_path):
+    for name in ("dog/1.png", "ant/1.png", ".cache/no.txt"):
+        photograph(tmp_path / name.replace(".txt", ".png"))
+    data = FolderData(tmp_path, classes=["ant", "cat", "dog"])
+    assert (data.files, data.labels, data.num_classes) == (["ant/1.png", "dog/1.png"], [0, 2], 3)
+    assert data.class_names == ["ant", "cat", "dog"]
+    (tmp_path / "dog").rename(tmp_path / "n01443537")
+    (tmp_path / "ant").rename(tmp_path / "n01440764")
+    assert FolderData(tmp_path, classes=["ant", "cat", "dog"]).labels == [0, 1]  # WordNet ids, beside a hidden folder
+
+
+def test_the_fingerprint_tells_pictures_and_boxes_apart(tmp_path):
+    (tmp_path / "t.csv").write_text('file,label,boxes\nx.png,7,"[[1, 1, 4, 4]]"\n')
+    photograph(tmp_path / "a" / "x.png")
+    first = FolderData(tmp_path / "a", tmp_path / "t.csv").fingerprint()
+    assert first == FolderData(tmp_path / "a", tmp_path / "t.csv").fingerprint()
+    photograph(tmp_path / "b" / "x.png", (80, 60))
+    assert FolderData(tmp_path / "b", tmp_path / "t.csv").fingerprint() != first
+    (tmp_path / "t.csv").write_text('file,label,boxes\nx.png,7,"[[1, 1, 4, 5]]"\n')
+    assert FolderData(tmp_path / "a", tmp_path / "t.csv").fingerprint() != first
+
+
+def test_rows_of_other_pictures_under_the_same_names_are_not_kept(tmp_path, capsys):
+    for root in ("a", "b"):
+        photograph(tmp_path / root / "n01443537" / "1.png")  # of the same size, too
+    arguments = ["--ckpt", "untrained", "--model", "timm:resnet18", "--data", "imagefolder", "--workers", "0"]
+    for root, kept in (("a", False), ("a", True), ("b", False)):
+        main([*arguments, "--data-root", str(tmp_path / root), "--out", str(tmp_path / "out")])
+        assert ("parts kept" in capsys.readouterr().out) == kept
+
+
 def test_a_table_gives_labels_and_boxes_in_the_models_view(tmp_path):
     photograph(tmp_path / "x.png", (60, 40))
     (tmp_path / "t.csv").write_text('file,label,boxes\nx.png,7,"[[20, 10, 40, 30]]"\n')
@@ -46,7 +77,7 @@ def test_a_subset_is_seeded_sorted_and_without_doubles():
     "make,message",
     [
         (lambda root: None, "no data folder at"),
-        (lambda root: root.mkdir(), "has no class folders"),
+        (lambda root: root.mkdir(), "holds no class folders"),
         (lambda root: (root / "empty").mkdir(parents=True), r"class folder .*empty holds no"),
     ],
 )
@@ -63,6 +94,7 @@ def test_a_folder_that_is_no_data_set(make, message, tmp_path):
         ("file,label\na.png,cat\n", r"line 2: 'a.png', 'cat'; a label is a class index"),
         ("file,label,boxes\na.png,3,nonsense\n", "line 2: boxes 'nonsense' is no JSON list"),
         ("", "needs rows"),
+        ("file,label\na.png,3\nb.png,1000\n", "line 3: label 1000; the model has classes 0 to 999"),
     ],
 )
 def test_a_damaged_table_is_named_with_its_line(text, message, tmp_path):

@@ -139,12 +139,15 @@ def test_pairs_are_corrected_within_one_explainer_and_protocol():
 
 def test_a_gain_smaller_than_the_spread_between_seeds_is_called_so():
     assert seed_family("demo_dcls_seed3") == seed_family("demo_dcls-s12") == seed_family("demo_dcls") == "demo_dcls"
+    assert seed_family("caformer_s18") == "caformer_s18"  # a size, not a seed
     scores = [
-        {"checkpoint": f"m_seed{i}", "explainer": "e", "protocol": "paper", "alignment": value}
+        {"checkpoint": f"m_seed{i}", "model": "m", "explainer": "e", "protocol": "paper", "alignment": value}
         for i, value in enumerate((0.2, 0.3, 0.4))
     ]
     seeds = group_seeds(scores)
     assert seeds[0]["n_seeds"] == 3 and seeds[0]["spread"] == pytest.approx(0.1)
+    other = [{**item, "model": f"model {i}"} for i, item in enumerate(scores)]
+    assert group_seeds(other) == []  # alike in name only
     item = {"first": "m_seed0", "second": "n", "explainer": "e", "protocol": "paper", "holm_p": 1e-6}
     assert verdict({**item, "difference": 0.05, "interval": [0.04, 0.06]}, seeds) == "within the spread between seeds"
     assert verdict({**item, "difference": 0.2, "interval": [0.1, 0.3]}, seeds) == "higher"

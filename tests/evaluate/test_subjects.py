@@ -1,6 +1,8 @@
 """What may stand after --ckpt: folders, files of every naming, the authors' files, untrained models, and mistakes."""
 
+import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,6 +15,7 @@ from common.checkpoint import CheckpointConfig, save_checkpoint
 from common.dcls import DclsConv2d
 from common.errors import UserError
 from common.zoo import ZOO, create_model, lookup
+from evaluate import subjects
 from evaluate.subjects import load_subject
 from tests.common.published_layouts import empty_state, original_layout, write_published
 from tests.local_server import local_server
@@ -101,6 +104,21 @@ def test_untrained_models_are_seeded():
     weights = [next(subject.model.parameters()) for subject in (first, again, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert first.name == "demo_dcls (untrained)" and first.weights_sha256 == ""
+
+
+def test_building_an_untrained_model_leaves_the_callers_random_numbers_alone():
+    before = torch.get_rng_state()
+    load_subject("untrained", "demo")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_checkpoint_of_the_hub_bears_its_name_and_its_classes(checkpoint, monkeypatch, tmp_path):
+    snapshot = tmp_path / "snapshots" / "0123456789abcdef"  # how the hub's cache calls a folder
+    shutil.copytree(checkpoint, snapshot)
+    monkeypatch.setattr(subjects, "snapshot_download", lambda name, **_: str(snapshot))
+    subject = load_subject("hf-hub:someone/demo-dcls")
+    assert subject.name == "demo-dcls" and subject.source == "hf-hub:someone/demo-dcls"
+    assert subject.classes == json.loads((snapshot / "config.json").read_text())["classes"]
 
 
 class RunsCode:

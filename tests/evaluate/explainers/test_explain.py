@@ -175,6 +175,9 @@ def test_parameters_by_text_and_by_dict(pooled_net, images):
     by_dict = explain(pooled_net, images, 1, {"threshold_grad_cam": {"threshold": 0.6, "order": "mean_first"}})
     assert list(maps) == [text, "grad_cam"] and torch.equal(maps[text], by_dict["threshold_grad_cam"])
     assert maps[text].amin() >= 0.6 - 1e-6
+    for no in ("false", "False"):
+        signed = explain(pooled_net, images, 1, f"grad_cam:relu={no}")[f"grad_cam:relu={no}"]
+        assert torch.equal(signed, explain(pooled_net, images, 1, form="raw")["grad_cam"]) and signed.amin() < 0
 
 
 @pytest.mark.parametrize(
@@ -184,6 +187,11 @@ def test_parameters_by_text_and_by_dict(pooled_net, images):
         ({"methods": "zzz"}, "known: grad_cam"),
         ({"methods": "grad_cam:gain=2"}, "no parameter 'gain'"),
         ({"methods": "grad_cam:relu"}, "KEY=VALUE"),
+        ({"methods": "grad_cam:relu=maybe"}, "relu='maybe' is no true or false"),
+        ({"methods": {"grad_cam": {"relu": 0}}}, "relu=0 is no true or false"),
+        ({"methods": "threshold_grad_cam:threshold=abc"}, "threshold='abc' is no number"),
+        ({"methods": "threshold_grad_cam:order=3"}, "order=3 is no text"),
+        ({"methods": "occlusion:window=2.5"}, "window=2.5 is no whole number or none"),
         ({"layer": "stem.30"}, "no layer 'stem.30'.*stem.3"),
         ({"form": "pretty"}, "form 'pretty'"),
         ({"methods": "opti_cam"}, "mean and std"),
