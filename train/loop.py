@@ -138,12 +138,12 @@ def train(session: Session) -> tuple[Stop, dict[str, Scores]]:
                 _stop_if_not_finite(bad, session)
             if done or progress.update % settings.log.every == 0:
                 logged = _log_training(session, lr, clock, logged)
+            progress.seconds = clock.seconds
             with clock.paused():
                 if validation_due:
                     scores = _validate(session)
                 if pictures_due:
                     session.watch.positions(progress.update, state.model)
-                progress.seconds = clock.seconds
                 if due or done:
                     save_snapshot(session.folder.snapshots, state, as_dict(settings), rank)
                     last_snapshot = time.monotonic()

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from common.atomic import atomic_file
 from train.run_folder import RunFolder
 
 log = logging.getLogger("train")
@@ -164,11 +165,11 @@ def figure_pixels(figure: Figure) -> np.ndarray:
 
 
 def save_png(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 (H, W, 3) as a PNG file."""
+    """Write uint8 (H, W, 3) as a PNG file, whole or not at all."""
     from PIL import Image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    with atomic_file(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
 
 
 def duration(seconds: float) -> str:
