@@ -1,4 +1,5 @@
-# make demo   train the demo pair, evaluate both, show the table (about 5 minutes on two CPU cores)
+# make demo   train the demo pair, evaluate both, show the table (about 5 minutes on two CPU cores);
+#             again: continue what was stopped; `rm -r runs/demo` trains anew
 # make test   linter, type checker, tests
 # make check  the same with the slow tests
 # make bench  the benchmarks
@@ -21,8 +22,8 @@ RUNS := runs/demo
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/python train/main.py recipe=demo run_dir=$(RUNS)/demo checkpoints_dir=$(RUNS)/checkpoints
-	$(BIN)/python train/main.py recipe=demo_dcls run_dir=$(RUNS)/demo_dcls checkpoints_dir=$(RUNS)/checkpoints
+	$(BIN)/python train/main.py recipe=demo run_dir=$(RUNS)/demo checkpoints_dir=$(RUNS)/checkpoints resume=auto
+	$(BIN)/python train/main.py recipe=demo_dcls run_dir=$(RUNS)/demo_dcls checkpoints_dir=$(RUNS)/checkpoints resume=auto
 	$(BIN)/python -m evaluate --ckpt $(RUNS)/checkpoints/demo $(RUNS)/checkpoints/demo_dcls --data scenes --out results/demo
 	@echo "report:      results/demo/report.html"
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir $(RUNS)"

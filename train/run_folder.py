@@ -6,6 +6,7 @@ snapshots/update_NNNNNNNN/    tensorboard/    pictures/
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -63,42 +64,48 @@ class RunFolder:
         return self.path / "pictures"
 
     def start(self, settings: dict[str, Any], command: str, classes: list[str] | None) -> None:
-        """Create the folder of a new run."""
+        """Create the folder of a new run; what one left that died before its first snapshot goes."""
         self.path.mkdir(parents=True, exist_ok=True)
+        if self.config.exists():
+            for file in (self.metrics, self.summary, self.classes):
+                file.unlink(missing_ok=True)
+            for folder in (self.path / "tensorboard", self.pictures):
+                shutil.rmtree(folder, ignore_errors=True)
         write_text(self.config, f"# {command}\n" + yaml.safe_dump(settings, sort_keys=False))
         if classes:
             write_text(self.classes, json.dumps(classes))
 
     def turn_back(self, update: int) -> None:
-        """Forget what a stopped run wrote after the snapshot of `update`, so that no curve has a trace of it."""
+        """Forget what a stopped run wrote after the snapshot of `update`, so that no curve has a trace of it.
+
+        The figures of a finished run go too: they are written again at the end.
+        """
+        self.summary.unlink(missing_ok=True)
         for place in list_snapshots(self.snapshots):
             if int(place.name.removeprefix("update_")) > update:
                 shutil.rmtree(place)
         if self.metrics.is_file():
-            lines = [line for line in self.metrics.read_text().splitlines() if _update_of(line) <= update]
+            lines = [json.dumps(line) for line in self.read_metrics() if line["update"] <= update]
             write_text(self.metrics, "".join(f"{line}\n" for line in lines))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()] if self.metrics.is_file() else []
-
-
-def _update_of(line: str) -> float:
-    try:
-        return json.loads(line)["update"]
-    except (ValueError, KeyError):
-        return float("inf")  # the line that a killed run was writing
+        """The lines of metrics.jsonl, without the half one that a killed run was writing."""
+        found: list[dict[str, Any]] = []
+        for line in self.metrics.read_text().splitlines() if self.metrics.is_file() else []:
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return found
 
 
 def new_run(settings: Settings) -> RunFolder:
     """The folder of a run that starts anew.
 
     Raises:
-        UserError: `run_dir` holds a run already.
+        UserError: `run_dir` holds a run already, and `resume` does not say that it may be taken up.
     """
     if settings.run_dir is not None:
         path = Path(settings.run_dir)
-        if (path / "config.yaml").exists():
+        if settings.resume == "none" and (path / "config.yaml").exists():
             raise UserError(f"run_dir={path} holds a run already; continue it with resume=auto, or name another folder")
         return RunFolder(path)
     parent = Path(settings.runs_dir) / str(settings.name)
