@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,13 +13,19 @@ from typing import Any
 import pytest
 import torch
 
+from common.checkpoint import read_config
 from common.errors import UserError
-from tests.train.conftest import launch, make_photographs, metrics
+from tests.train.conftest import Launched, children, make_photographs, metrics, running
 from train.configure import load_settings
+from train.publish import publish_run
 from train.run_folder import RunFolder, run_to_resume
 from train.state import clean_snapshots, list_snapshots, read_newest
+from train.stopping import Stop, StopListener
 
 UPDATES = 10
+LIMIT = 300
+"""Seconds after which waiting is given up; far more than a slow machine needs."""
+Launch = Callable[..., Launched]
 
 
 def arguments(tmp_path: Path, run: str, *more: str) -> list[str]:
@@ -56,7 +61,7 @@ def arguments(tmp_path: Path, run: str, *more: str) -> list[str]:
     ]
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = LIMIT) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -64,20 +69,14 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
 
 
 def updates_done(run: Path) -> int:
-    return len(metrics(run, "train/loss")) if (run / "metrics.jsonl").is_file() else 0
+    return len(metrics(run, "train/loss"))
 
 
-def whole_run(tmp_path: Path, processes: int) -> Path:
+def whole_run(tmp_path: Path, launch: Launch, processes: int) -> Path:
     run = launch(arguments(tmp_path, "whole"), processes)
-    assert run.returncode == 0, run.stdout.read() if run.stdout else ""
-    assert run.stdout is not None and f"{processes} process(es)" in run.stdout.read()
+    assert run.returncode == 0
+    assert f"{processes} process(es)" in run.output
     return tmp_path / "whole"
-
-
-def trainers(launcher: int) -> list[int]:
-    """Process ids of the trainers that a launcher started."""
-    out = subprocess.run(["ps", "-o", "pid=", "--ppid", str(launcher)], capture_output=True, text=True).stdout
-    return [int(pid) for pid in out.split()]
 
 
 def assert_same(one: Path, two: Path) -> None:
@@ -96,38 +95,38 @@ def assert_same(one: Path, two: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, processes: int) -> None:
-    whole = whole_run(tmp_path, processes)
+def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, launch: Launch, processes: int) -> None:
+    whole = whole_run(tmp_path, launch, processes)
     assert metrics(whole, "train/loss").keys() == set(range(1, UPDATES + 1))
     killed = launch(arguments(tmp_path, "killed"), processes, wait=False)
     wait_for(lambda: updates_done(tmp_path / "killed") >= 5 or killed.poll() is not None)
-    for pid in [*trainers(killed.pid), killed.pid] if processes > 1 else [killed.pid]:
+    for pid in [*children(killed.pid), killed.pid] if processes > 1 else [killed.pid]:
         os.kill(pid, signal.SIGKILL)
     killed.wait()
     assert 5 <= updates_done(tmp_path / "killed") < UPDATES
     resumed = launch(arguments(tmp_path, "killed", "resume=auto"), processes)
     assert resumed.returncode == 0
-    assert resumed.stdout is not None and "continuing" in resumed.stdout.read()
+    assert "continuing" in resumed.output
     assert_same(whole, tmp_path / "killed")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_stops_after_the_update_and_the_run_continues(tmp_path: Path, number: int) -> None:
+def test_a_signal_stops_after_the_update_and_the_run_continues(tmp_path: Path, launch: Launch, number: int) -> None:
     stopped = launch(arguments(tmp_path, "stopped", "snapshots.every_updates=null", "updates=400"), wait=False)
     wait_for(lambda: updates_done(tmp_path / "stopped") >= 2)
     os.kill(stopped.pid, number)
-    assert stopped.wait(timeout=60) == 0
+    assert stopped.wait(timeout=LIMIT) == 0
     place = list_snapshots(tmp_path / "stopped" / "snapshots")
     done = updates_done(tmp_path / "stopped")
     assert len(place) == 1 and int(place[0].name.removeprefix("update_")) == done < 400
 
 
-def test_sigterm_then_resume_is_the_whole_run_with_two_processes(tmp_path: Path) -> None:
-    whole = whole_run(tmp_path, 2)
+def test_sigterm_then_resume_is_the_whole_run_with_two_processes(tmp_path: Path, launch: Launch) -> None:
+    whole = whole_run(tmp_path, launch, 2)
     stopped = launch(arguments(tmp_path, "stopped", "snapshots.every_updates=null"), 2, wait=False)
     wait_for(lambda: updates_done(tmp_path / "stopped") >= 3)
     stopped.terminate()  # torchrun passes it on
-    stopped.wait(timeout=60)
+    stopped.wait(timeout=LIMIT)
     wait_for(lambda: list_snapshots(tmp_path / "stopped" / "snapshots"))
     assert updates_done(tmp_path / "stopped") < UPDATES
     assert launch(arguments(tmp_path, "stopped", "resume=auto"), 2).returncode == 0
@@ -135,27 +134,27 @@ def test_sigterm_then_resume_is_the_whole_run_with_two_processes(tmp_path: Path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
-def test_trainers_whose_torchrun_has_gone_write_a_snapshot(tmp_path: Path, number: int) -> None:
+def test_trainers_whose_torchrun_has_gone_write_a_snapshot(tmp_path: Path, launch: Launch, number: int) -> None:
     launcher = launch(arguments(tmp_path, "orphan", "snapshots.every_updates=null", "updates=400"), 2, wait=False)
     wait_for(lambda: updates_done(tmp_path / "orphan") >= 2)
-    ranks = trainers(launcher.pid)
+    ranks = children(launcher.pid)
     assert len(ranks) == 2
     os.kill(launcher.pid, number)
     wait_for(lambda: list_snapshots(tmp_path / "orphan" / "snapshots"))
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks))
+    wait_for(lambda: not any(running(pid) for pid in ranks))
     assert updates_done(tmp_path / "orphan") < 400
 
 
-def test_accelerate_launch_that_dies_of_sigterm(tmp_path: Path) -> None:
+def test_accelerate_launch_that_dies_of_sigterm(tmp_path: Path, launch: Launch) -> None:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     given = arguments(tmp_path, "accelerate", "snapshots.every_updates=null", "updates=400")
     started = launch(given, launcher=launcher, wait=False)
     wait_for(lambda: updates_done(tmp_path / "accelerate") >= 2)
-    ranks = trainers(started.pid)
+    ranks = children(started.pid)
     assert len(ranks) == 1
     started.terminate()
     wait_for(lambda: list_snapshots(tmp_path / "accelerate" / "snapshots"))
-    wait_for(lambda: not Path(f"/proc/{ranks[0]}").exists())
+    wait_for(lambda: not running(ranks[0]))
 
 
 # --- in one process -----------------------------------------------------------------------------------------------
@@ -180,7 +179,7 @@ def test_a_damaged_newest_snapshot_is_reported_and_the_one_before_it_taken(
 
 
 def test_another_number_of_processes_is_said(
-    tmp_path: Path, train_here: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, launch: Launch, train_here: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launch(arguments(tmp_path, "two", "updates=3"), 2).returncode == 0
     train_here(*arguments(tmp_path, "two", "updates=5", "resume=auto", "data.workers=0"))
@@ -203,6 +202,50 @@ def test_other_data_or_batches_are_refused(tmp_path: Path, train_here: Callable[
         train_here(*given)
     with pytest.raises(UserError, match="no run or snapshot"):
         train_here(*given, f"resume={tmp_path}/nowhere")
+
+
+def test_a_run_that_died_before_its_first_snapshot_starts_over_in_its_folder(
+    tmp_path: Path, train_here: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [*arguments(tmp_path, "run", "snapshots.every_updates=null", "updates=3"), "data.workers=0"]
+    given += ["log.tensorboard=true"]
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("train.loop.save_snapshot", lambda *_: (_ for _ in ()).throw(MemoryError))
+        train_here(*given)
+    assert updates_done(tmp_path / "run") == 3
+    events = list((tmp_path / "run" / "tensorboard").iterdir())
+    with pytest.raises(UserError, match="holds a run already"):
+        train_here(*given)
+    run = train_here(*given, "resume=auto")
+    assert [line["update"] for line in RunFolder(run).read_metrics() if "train/loss" in line] == [1, 2, 3]
+    assert events and not any(file.exists() for file in events)
+
+
+def test_a_finished_run_that_is_resumed_publishes_the_same_again(
+    tmp_path: Path, train_here: Callable[..., Path]
+) -> None:
+    given = [*arguments(tmp_path, "run", "updates=2", "publish=true"), "data.workers=0"]
+    summaries, hashes = [], []
+    for _ in range(2):
+        run = train_here(*given, "resume=auto")
+        summaries.append((run / "summary.json").read_text())
+        hashes.append(read_config(tmp_path / "checkpoints" / "demo_dcls").weights_sha256)
+        shutil.rmtree(tmp_path / "checkpoints")
+    assert summaries[0] == summaries[1] and hashes[0] == hashes[1]
+
+
+def test_a_stopped_run_is_published_with_its_own_figures(
+    tmp_path: Path, train_here: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had finished before, was given more updates, and was killed while it wrote a line of metrics."""
+    given = [*arguments(tmp_path, "run"), "data.workers=0"]
+    run = train_here(*given, "updates=2")
+    monkeypatch.setattr(StopListener, "agree", lambda *_: (Stop.SIGNAL, True))
+    train_here(*given, "updates=6", "resume=auto")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 4, "train/lo')
+    figures = read_config(publish_run(run, "stopped", tmp_path)).metrics
+    assert figures["updates"] == 3 and figures["stopped_early"]
 
 
 def test_retention(tmp_path: Path) -> None:
