@@ -59,11 +59,19 @@ _AT_LEAST = {
     "data.eval_size": 1,
     "data.workers": 0,
     "data.prefetch": 1,
+    "data.train_images": 1,
+    "data.val_images": 1,
     "augment.repeats": 1,
     "augment.mixup": 0.0,
     "augment.cutmix": 0.0,
     "optim.lr": 0.0,
+    "optim.weight_decay": 0.0,
+    "schedule.warmup_epochs": 0.0,
+    "schedule.warmup_lr": 0.0,
+    "schedule.min_lr": 0.0,
+    "schedule.cooldown_epochs": 0.0,
     "snapshots.every_updates": 1,
+    "snapshots.every_minutes": 0.0,
     "snapshots.keep_last": 1,
     "snapshots.keep_every": 1,
     "log.every": 1,
@@ -257,8 +265,9 @@ def _check_values(settings: Settings) -> None:
         raise UserError(f"recipe {settings.recipe} names no model; add model=NAME")
     lookup(settings.model)
     dcls_spec(settings)
-    if not 0.0 <= settings.data.val_fraction < 1.0:
-        raise UserError(f"data.val_fraction={settings.data.val_fraction}: must be at least 0 and below 1")
+    for key in ("data.val_fraction", "loss.smoothing"):
+        if not 0.0 <= value_of(key) < 1.0:
+            raise UserError(f"{key}={value_of(key)}: must be at least 0 and below 1")
     if len(settings.augment.scale) != 2:
         raise UserError(f"augment.scale={settings.augment.scale}: give two numbers, such as [0.08,1.0]")
     if settings.ema.decay is not None and not 0.0 <= settings.ema.decay < 1.0:
