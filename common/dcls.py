@@ -12,7 +12,9 @@ Sources: Khalfaoui-Hassani et al., arXiv 2112.03740 (bilinear interpolation), ar
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +82,17 @@ def _bump_gradient(
     return by_offset.sum(-1) / width**2, to_sigma
 
 
+def _in_full_precision(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass of its arguments' types, although the caller, or what compiled it, has autocast on."""
+
+    @functools.wraps(backward)
+    def without_autocast(ctx: Any, upstream: Tensor) -> Any:
+        with torch.autocast(upstream.device.type, enabled=False):
+            return backward(ctx, upstream)
+
+    return without_autocast
+
+
 class _KernelConstruction(torch.autograd.Function):
     """The kernel and its gradient by hand, so that only weight, P and SIG are kept for backward.
 
@@ -97,6 +110,7 @@ class _KernelConstruction(torch.autograd.Function):
         return (rows * scaled.unsqueeze(-1)).transpose(-1, -2) @ columns
 
     @staticmethod
+    @_in_full_precision
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]
         weight, positions, sigma = ctx.saved_tensors
         row = row_axis(ctx.interpolation)
@@ -141,6 +155,7 @@ class _BilinearKernel(torch.autograd.Function):
         return kernel.view(*weight.shape[:2], *size)
 
     @staticmethod
+    @_in_full_precision
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]
         weight, positions = ctx.saved_tensors
         elements = weight.reshape(-1, weight.shape[-1])
@@ -271,7 +286,7 @@ def depthwise_conv2d(x: Tensor, kernel: Tensor, bias: Tensor | None, padding: tu
     Returns:
         (B, C, H', W') as `F.conv2d` gives it, in autocast's type where that is on.
     """
-    if x.device.type != "cpu" or not padding_fits(kernel, padding):
+    if x.device.type != "cpu" or not x.numel() or not padding_fits(kernel, padding):
         return plain_depthwise_conv2d(x, kernel, bias, padding)
     x, kernel, bias = autocast_like_conv2d(x, kernel, bias)
     out = _DepthwiseOnCpu.apply(x.contiguous(memory_format=torch.channels_last), kernel, bias, padding)
@@ -306,6 +321,7 @@ class _DepthwiseOnCpu(torch.autograd.Function):
         return F.conv2d(x, kernel, bias, 1, padding, 1, x.shape[1])
 
     @staticmethod
+    @_in_full_precision
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]
         x, kernel = ctx.saved_tensors
         to_x = to_kernel = to_bias = None

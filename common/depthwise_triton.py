@@ -19,6 +19,7 @@ from common.dcls import autocast_like_conv2d, depthwise_conv2d, padding_fits
 _CHANNELS = 32  # channels of a program
 _PIXELS = 16  # pixels of a program
 _PARTS = 64  # parts of the weight gradient
+_WARPS = 1  # by the compiled code: half the instructions for a multiplication that four warps need
 
 
 @triton.jit
@@ -33,10 +34,9 @@ def _correlate(  # type: ignore[no-untyped-def]
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     known = channel < C
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
-    for i in range(K0):
-        y = row + i - pad_h
-        start = x + ((image * H + y) * W) * C
-        first = tl.where((y >= 0) & (y < H), column - pad_w, -K1)  # beyond the edge nothing is read
+    first = column - pad_w
+    for i in range(tl.maximum(pad_h - row, 0), tl.minimum(H + pad_h - row, K0)):  # rows beyond the edge add nothing
+        start = x + ((image * H + row + i - pad_h) * W) * C
         for j in range(K1):
             at = first + j
             mask = ((at >= 0) & (at < W))[:, None] & known[None, :]
@@ -58,14 +58,15 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
     known = channel < C
     j = tl.arange(0, K1_PADDED)
     total = tl.zeros((K1_PADDED, CHANNELS), tl.float32)
+    first = j - pad_w
     for number in range(lines_per_part):
         line = part * lines_per_part + number
         image, row = (tl.minimum(line, lines - 1) // out_h).to(tl.int64), line % out_h
         y = row + i - pad_h
-        first = tl.where((line < lines) & (y >= 0) & (y < H), j - pad_w, -out_w - K1_PADDED)
         start = x + ((image * H + y) * W) * C
         above = upstream + ((image * out_h + row) * out_w) * C
-        for column in range(out_w):
+        # Lines behind the last and rows beyond the edge add nothing.
+        for column in range(tl.where((line < lines) & (y >= 0) & (y < H), out_w, 0)):
             at = first + column
             mask = ((at >= 0) & (at < W) & (j < K1))[:, None] & known[None, :]
             values = tl.load(start + at[:, None] * C + channel[None, :], mask=mask, other=0.0)
@@ -81,10 +82,11 @@ def _launch_correlation(x: Tensor, kernel: Tensor, padding: tuple[int, int], siz
     rows, columns = kernel.shape[2:]
     out = torch.empty((batch, channels, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     grid = (batch * size[0], triton.cdiv(size[1], _PIXELS), triton.cdiv(channels, _CHANNELS))
-    _correlate[grid](
-        x, kernel[:, 0].permute(1, 2, 0).contiguous(), out, height, width, channels, *size, *padding,
-        rows, columns, _PIXELS, _CHANNELS,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):  # Triton launches on the current one
+        _correlate[grid](
+            x, kernel[:, 0].permute(1, 2, 0).contiguous(), out, height, width, channels, *size, *padding,
+            rows, columns, _PIXELS, _CHANNELS, num_warps=_WARPS,
+        )  # fmt: skip
     return out
 
 
@@ -115,21 +117,24 @@ class TritonDepthwise(torch.autograd.Function):
             lines = batch * out_h
             count = min(_PARTS, lines)
             parts = torch.empty(count, rows, columns, channels, device=x.device)
-            _weight_gradient[count, rows, triton.cdiv(channels, _CHANNELS)](
-                x, upstream, parts, height, width, channels, out_h, out_w, *ctx.padding, lines,
-                triton.cdiv(lines, count), rows, columns, triton.next_power_of_2(columns), _CHANNELS,
-            )  # fmt: skip
+            with torch.cuda.device_of(x):
+                _weight_gradient[count, rows, triton.cdiv(channels, _CHANNELS)](
+                    x, upstream, parts, height, width, channels, out_h, out_w, *ctx.padding, lines,
+                    triton.cdiv(lines, count), rows, columns, triton.next_power_of_2(columns), _CHANNELS,
+                    num_warps=_WARPS,
+                )  # fmt: skip
             to_kernel = parts.sum(0).permute(2, 0, 1)[:, None].to(kernel.dtype)
         return to_x, to_kernel, None
 
 
 def triton_depthwise_conv2d(x: Tensor, kernel: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
-    """`common.dcls.depthwise_conv2d` by Triton; where there is no GPU or the padding does not fit, that itself.
+    """`common.dcls.depthwise_conv2d` by Triton.
 
-    Without a GPU the kernels run in Triton's interpreter if TRITON_INTERPRET=1.
+    It takes that itself where there is no GPU or no image, or the padding does not fit. Without a GPU the kernels
+    run in Triton's interpreter if TRITON_INTERPRET=1.
     """
     runs = x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    if not runs or not padding_fits(kernel, padding):
+    if not runs or not x.numel() or not padding_fits(kernel, padding):
         return depthwise_conv2d(x, kernel, bias, padding)
     x, kernel, bias = autocast_like_conv2d(x, kernel, bias)
     out: Tensor = TritonDepthwise.apply(x, kernel, padding)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@lru_cache(maxsize=64)  # a GPU would be waited for at every batch
+@torch.inference_mode(False)
+def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -37,9 +45,7 @@ class ModelTransform:
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> the model's float32 input, on the same device."""
         scaled = pixels.float() / 255
-        mean = scaled.new_tensor(self.mean).view(3, 1, 1)
-        std = scaled.new_tensor(self.std).view(3, 1, 1)
-        return (scaled - mean) / std
+        return (scaled - _by_channel(self.mean, pixels.device)) / _by_channel(self.std, pixels.device)
 
     def field_of_view(self, height: int, width: int) -> tuple[float, float, float, float]:
         """The part of an image that the model sees, (x0, y0, x1, y1) in that image's pixels."""

@@ -21,7 +21,7 @@ from evaluate.figures import write_figures
 from evaluate.gallery import choose_gallery, gallery_column
 from evaluate.metrics import MEASURES, parse_measure
 from evaluate.options import add_layer_option, add_model_options, model_args
-from evaluate.processes import Processes, start_processes
+from evaluate.processes import Processes, default_workers, start_processes
 from evaluate.protocols import PROTOCOLS
 from evaluate.report import measure_table, write_report
 from evaluate.runner import OTHER_HUMAN, RunOptions
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--compare", nargs=2, action="append", default=[], metavar=("A", "B"), help=pair)
     how.add_argument("--out", type=Path, default=Path("results/latest"), help="folder of results (%(default)s)")
     how.add_argument("--batch-size", type=int, help="default: 8 on a CPU, where it is fastest, 32 on a GPU")
-    how.add_argument("--workers", type=int, default=2, help="processes that read pictures")
+    how.add_argument("--workers", type=int, help="processes that read pictures (default: 2 on a CPU, more on a GPU)")
     how.add_argument("--skip-bad", action="store_true", help="leave out and list images that cannot be read")
     how.add_argument("--seed", type=int, default=0, help="of --limit, the bootstrap and untrained weights")
     how.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the features; the head is fp32")
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tuple(dict.fromkeys(protocols)),
         tuple(dict.fromkeys(args.metric)),
         args.batch_size or (8 if processes.device.type == "cpu" else 32),
-        args.workers,
+        default_workers(processes.device) if args.workers is None else args.workers,
         args.precision == "bf16",
         processes.device,
         MicroBatch(args.micro_batch, processes.device),
@@ -113,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if processes.is_main:
         _finish(args, requests, pairs, options, processes, result)
+    processes.close()
     return 0
 
 

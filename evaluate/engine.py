@@ -226,6 +226,7 @@ def _question(
         "protocols": options.protocols,
         "measures": options.measures,
         "bf16": options.bf16,
+        "device": options.device.type,
         "skip_bad": options.skip_bad,
         "versions": library_versions(),
         "code": code_digest(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from common.errors import UserError
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=1)  # a rank may have slow images; one that dies is noticed by the launcher
 
 
 @dataclass
@@ -28,6 +30,11 @@ class Processes:
     def is_main(self) -> bool:
         """Whether this process writes files and speaks."""
         return self.rank == 0
+
+    def close(self) -> None:
+        """Part from the other processes."""
+        if self.world > 1:
+            PartialState().destroy_process_group()
 
     def from_main(self, value: T) -> T:
         """The main process's value, on every process."""
@@ -59,7 +66,7 @@ def start_processes(device: str) -> Processes:
     """Find out about this process; the process group is made only when there are several.
 
     Args:
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu` or `cuda`, where convolutions in float32 get all of float32, not TF32 as by default.
 
     Raises:
         UserError: `cuda` where torch sees no GPU.
@@ -67,7 +74,16 @@ def start_processes(device: str) -> Processes:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine shows torch no GPU; take --device cpu or auto")
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if on_gpu:
+        torch.backends.cudnn.allow_tf32 = False
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        state = PartialState(cpu=not on_gpu)
+        state = PartialState(cpu=not on_gpu, timeout=PATIENCE)
         return Processes(state.process_index, state.num_processes, state.device)
     return Processes(0, 1, torch.device("cuda" if on_gpu else "cpu"))
+
+
+def default_workers(device: torch.device) -> int:
+    """Processes that read pictures: two keep a CPU busy; for a GPU each process takes its share of up to 16 cores."""
+    if device.type == "cpu":
+        return 2
+    return max(1, min(16, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

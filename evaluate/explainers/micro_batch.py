@@ -56,5 +56,8 @@ class MicroBatch:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    said = ("not enough memory", "can't allocate memory")  # by the allocator of CPUs
+    said = (
+        "not enough memory", "can't allocate memory",  # the allocator of CPUs
+        "unable to find an engine", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED",  # libraries of a GPU
+    )  # fmt: skip
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)

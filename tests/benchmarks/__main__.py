@@ -9,6 +9,7 @@ import importlib
 import re
 import shlex
 import sys
+import traceback
 from datetime import date
 from pathlib import Path
 
@@ -26,13 +27,21 @@ def main() -> int:
     if unknown := [name for name in names if name not in known]:
         print(f"unknown benchmark {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
         return 2
+    failed = []
     for name in names:
         module = importlib.import_module(f"tests.benchmarks.bench_{name}")
         print(f"{module.TITLE} ...", flush=True)
-        table = module.run()
+        try:
+            table = module.run()
+        except Exception:  # the others are wanted all the same
+            traceback.print_exc()
+            failed.append(name)
+            continue
         print(table)
         put(f"{name}-{device().type}", module.TITLE, module.GOAL, table)
-    return 0
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def put(key: str, title: str, goal: str, table: str) -> None:

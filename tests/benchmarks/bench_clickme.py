@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from common.zoo import create_model
 from evaluate.data import Batch, ClickMeData, load_batches
+from evaluate.processes import default_workers
 from evaluate.runner import RunOptions, measure
 from evaluate.subjects import Subject, load_subject
 from tests.benchmarks.bench_step import with_package_layers
@@ -34,7 +35,7 @@ MODEL = "convnext_t_dcls"
 
 
 def study_maps(model: nn.Module, images: Tensor, labels: Tensor, threshold: bool) -> Tensor:
-    """Grad-CAM or Threshold-Grad-CAM as the study computes them (facts: order, floor and resize), (B, 224, 224)."""
+    """Grad-CAM or Threshold-Grad-CAM as the study computes them, (B, 224, 224)."""
     features = model.forward_features(images)
     features.retain_grad()
     logits = model.forward_head(features)
@@ -75,7 +76,10 @@ def run(rounds: int = 3, count: int | None = None, batch: int | None = None) -> 
         data = ClickMeData(write_clickme(Path(folder), count))
         loaded = list(load_batches(data, subject.transform, range(count), batch, 2))
         first = list(load_batches(data, subject.transform, range(few), min(batch, few), 0))
-        options = {bf16: RunOptions(batch_size=batch, bf16=bf16, device=device()) for bf16 in (False, True)}
+        options = {
+            bf16: RunOptions(batch_size=batch, workers=default_workers(device()), bf16=bf16, device=device())
+            for bf16 in (False, True)
+        }
 
         def forward(bf16: bool) -> Callable[[], object]:
             @torch.no_grad()

@@ -89,7 +89,15 @@ def run(rounds: int = 5, batch: int | None = None) -> str:
         if gpu:
             from common.depthwise_triton import triton_depthwise_conv2d
 
-            contestants["triton"] = calls(lambda x, k: triton_depthwise_conv2d(x, k, None, (8, 8)), last, large)
+            def by_triton(x: Tensor, kernel: Tensor) -> Tensor:
+                return triton_depthwise_conv2d(x, kernel, None, (8, 8))
+
+            contestants["triton"] = calls(by_triton, last, large)
+            contestants["package, channels_last"] = calls(package, last, large)
+            contestants["plain, NCHW"] = calls(package, x, small)
+            for part in CALLS[:3]:
+                found, expected = (contestants[key][part]() for key in ("triton", "package, channels_last"))
+                torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
         times = {part: alternate({key: parts[part] for key, parts in contestants.items()}, rounds) for part in CALLS}
         whole = times["forward + backward"]
         rows.append(
@@ -103,5 +111,7 @@ def run(rounds: int = 5, batch: int | None = None) -> str:
             ]
         )
     header = ["shape", "package 17x17 ms", "ours 17x17 ms", "plain 7x7 ms", "ours faster than package", "ours / plain"]
-    order = "package / ours / plain ms" + (" / Triton" if gpu else "")
+    order = "package / ours / plain ms"
+    if gpu:  # `package` in NCHW, as its users have it
+        order = "package / ours / plain / Triton / package, channels_last / plain, NCHW ms"
     return markdown([*header, "Triton / plain", *(f"{part}: {order}" for part in CALLS[:3])], rows)

@@ -78,24 +78,21 @@ def reading(rounds: int, folder: Path, count: int = 256, batch: int = 32) -> lis
     ]
 
 
-def command(records: Path, out: Path, *words: str, launcher: tuple[str, ...] = (), threads: int | None = None) -> float:
-    """Seconds of a whole `python -m evaluate`; its memory goes to `peaks`."""
+def command(
+    records: Path, out: Path, *words: str, launcher: tuple[str, ...] = (), threads: int | None = None
+) -> tuple[float, float]:
+    """Seconds of a whole `python -m evaluate`, and MiB that its main process took at most."""
     arguments = ["--ckpt", "untrained", "--data-root", str(records), "--out", str(out), *words]
     environment = {**os.environ} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     start = time.perf_counter()
     child = subprocess.Popen(
         [sys.executable, *launcher, "-m", "evaluate", *arguments],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=environment, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise RuntimeError(f"python -m evaluate {' '.join(arguments)} ended with {os.waitstatus_to_exitcode(status)}")
-    peaks.append(usage.ru_maxrss / 1024)
-    return time.perf_counter() - start
-
-
-peaks: list[float] = []
-"""MiB that the main process of each `command` took at most."""
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
 def growth(folder: Path, unit: int = 1024) -> list[list[str]]:
@@ -105,8 +102,7 @@ def growth(folder: Path, unit: int = 1024) -> list[list[str]]:
         records = folder / f"growth-{times}"
         records.mkdir()
         write_clickme(records, unit * times)
-        seconds = command(records, folder / f"out-{times}", "--model", MODEL)
-        found.append((unit * times, seconds, peaks[-1]))
+        found.append((unit * times, *command(records, folder / f"out-{times}", "--model", MODEL)))
     first = found[0]
     return [
         [f"{MODEL}, {n} records", f"{s:.1f} s", f"peak {peak:.0f} MiB", f"{s / first[1]:.2f} x time of {first[0]}"]
@@ -115,14 +111,15 @@ def growth(folder: Path, unit: int = 1024) -> list[list[str]]:
 
 
 def processes(folder: Path, count: int = 256) -> list[list[str]]:
-    """One process with all threads against two with half of them, whole commands."""
+    """One process with all threads against two with half of them, whole commands; on the CPU: a GPU serves one."""
     records = folder / "processes"
     records.mkdir()
     write_clickme(records, count)
     half = max(1, torch.get_num_threads() // 2)
     two = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
-    one_s = command(records, folder / "one", "--model", "resnet50")
-    two_s = command(records, folder / "two", "--model", "resnet50", launcher=two, threads=half)
+    words = ("--model", "resnet50", "--device", "cpu")
+    one_s, _ = command(records, folder / "one", *words)
+    two_s, _ = command(records, folder / "two", *words, launcher=two, threads=half)
     return [
         [f"resnet50, {count} records", f"1 process {one_s:.1f} s", f"2 processes {two_s:.1f} s", f"{one_s / two_s:.2f}"]
     ]

@@ -210,6 +210,35 @@ def test_compiles_without_a_graph_break(interpolation):
     assert layer.P.grad is not None and layer.P.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_backward_pass_under_autocast_is_no_less_exact(interpolation, compiled):
+    torch.manual_seed(0)
+    layer = DclsConv2d(8, 8, 5, padding=3, dilated_kernel_size=7, groups=8, interpolation=interpolation)
+    torch.nn.init.uniform_(layer.P, -3, 3)
+    call = torch.compile(layer, backend="aot_eager") if compiled else layer
+    x = torch.randn(2, 8, 9, 9)
+
+    def gradients(inside):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = (call if inside else layer)(x).float().square().sum()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        return [p.grad for p in layer.parameters()]
+
+    torch.testing.assert_close(gradients(True), gradients(False), rtol=0, atol=0)
+
+
+def test_a_batch_of_no_images_has_a_gradient_of_zeros():
+    layer = DclsConv2d(4, 4, 3, padding=3, dilated_kernel_size=7, groups=4)
+    x = torch.zeros(0, 4, 8, 8, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad.shape == x.shape and not layer.weight.grad.any()
+
+
 def shared_pair(interpolation):
     """Two depthwise layers of one stage, which share their positions."""
     pair = [DclsConv2d(3, 3, 4, 0, dilated_kernel_size=7, groups=3, interpolation=interpolation) for _ in range(2)]

@@ -126,7 +126,14 @@ def test_the_size_of_the_micro_batch_changes_nothing(pooled_net, images, method,
 CPU_MESSAGE = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError(CPU_MESSAGE)])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError(CPU_MESSAGE),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),  # cuDNN, for want of memory
+    ],
+)
 def test_micro_batch_halves_when_memory_runs_out_and_remembers(error):
     micro, seen = MicroBatch(64, torch.device("cpu")), []
 
