@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from common.errors import UserError
+from common.errors import UserError, did_you_mean
 from common.surgery import DEPTHWISE_WAYS, DclsSpec
 from common.zoo import lookup
 from train.settings import Settings
@@ -115,7 +115,7 @@ def load_settings(arguments: Sequence[str], recipes: Path = RECIPES) -> Settings
         try:
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
-            raise UserError(f"{where}: {error.full_key}: {str(error.msg).splitlines()[0]}") from error
+            raise UserError(f"{where}: {error.full_key}: {first_line(error.msg)}") from error
     settings = OmegaConf.to_object(merged)
     assert isinstance(settings, Settings)
     settings.name = settings.name or str(name)
@@ -126,6 +126,11 @@ def load_settings(arguments: Sequence[str], recipes: Path = RECIPES) -> Settings
 def as_dict(settings: Settings) -> dict[str, Any]:
     """Settings as plain nested values."""
     return dataclasses.asdict(settings)
+
+
+def first_line(error: object) -> str:
+    """What a message says first, at most 200 characters."""
+    return next(iter(str(error).strip().splitlines()), "no message")[:200]
 
 
 def dcls_spec(settings: Settings) -> DclsSpec | None:
@@ -184,16 +189,14 @@ def _parse_arguments(arguments: Sequence[str]) -> DictConfig:
     try:
         return OmegaConf.from_dotlist(list(arguments))
     except (YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"arguments cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"arguments cannot be read: {first_line(error)}") from error
 
 
 def _read_recipe(name: str, folder: Path) -> DictConfig:
     path = folder / f"{name}.yaml"
     known = recipe_names(folder)
     if name not in known:
-        near = difflib.get_close_matches(name, known, 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-        raise UserError(f"no recipe {name!r} in {folder.name}/; {hint}")
+        raise UserError(f"no recipe {name!r} in {folder.name}/; {did_you_mean(name, known)}")
     try:
         content = OmegaConf.load(path)
     except (YAMLError, OSError) as error:

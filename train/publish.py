@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,21 +22,21 @@ from common.weights import load_state
 from common.zoo import create_model, lookup
 from train.augment import model_transform
 from train.averaging import process_buffers
-from train.configure import as_dict, dcls_spec
+from train.configure import as_dict, dcls_spec, first_line
 from train.monitor import figure_pixels, save_png
 from train.pictures import curve_figure
 from train.run_folder import RunFolder
 from train.settings import Settings
 from train.state import mean_of, read_newest
 
-_LOCAL = ("run_dir", "runs_dir", "checkpoints_dir", "resume")
+_LOCAL = ("run_dir", "runs_dir", "checkpoints_dir", "resume", "data.root", "data.val_root")
 
 
 def publish_run(run: Path, name: str, checkpoints: Path) -> Path:
     """Write the checkpoint folder of a run's newest snapshot.
 
     BatchNorm statistics are the mean over the processes. Settings that only name places on one machine are left
-    out of the published recipe.
+    out of the published recipe and command.
 
     Returns:
         The folder, `checkpoints/name`.
@@ -52,9 +53,11 @@ def publish_run(run: Path, name: str, checkpoints: Path) -> Path:
     load_state(model, content["ema"]["model"] if averaged else content["model"], str(run))
     for i, buffer in enumerate(process_buffers(model)):
         buffer.copy_(mean_of(content["processes"], "ema_buffers" if averaged else "buffers", i))
-    recipe = {key: value for key, value in as_dict(settings).items() if key not in _LOCAL}
-    for key in ("root", "val_root"):
-        recipe["data"].pop(key)
+    recipe = as_dict(settings)
+    for key in _LOCAL:
+        group, _, last = key.rpartition(".")
+        (recipe[group] if group else recipe).pop(last)
+    words = [word for word in shlex.split(command) if word.partition("=")[0] not in _LOCAL]
     config = CheckpointConfig(
         model=settings.model,
         num_classes=int(settings.num_classes or lookup(settings.model).num_classes),
@@ -64,7 +67,7 @@ def publish_run(run: Path, name: str, checkpoints: Path) -> Path:
         classes=json.loads(folder.classes.read_text()) if folder.classes.is_file() else None,
         recipe=recipe,
         metrics=_metrics(folder, record),
-        command=command,
+        command=shlex.join(words),
         license=settings.license,
     )
     save_checkpoint(checkpoints / name, model, config, _pictures(folder))
@@ -80,17 +83,16 @@ def upload(checkpoint: Path, repository: str) -> str:
         UserError: the hub refuses, or cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     api = HfApi()
     try:
         api.create_repo(repository, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=checkpoint)
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError, ValueError) as error:
-        reason = str(error).replace(os.environ.get("HF_TOKEN") or "\0", "***").splitlines()[0][:200]
+    except Exception as error:  # of the hub's own kinds, and those of the library that it connects with
+        reason = first_line(str(error).replace(os.environ.get("HF_TOKEN") or "\0", "***"))
         raise UserError(
-            f"{repository} was not uploaded ({type(error).__name__}: {reason}); {checkpoint} is written. Log in with "
-            "`hf auth login` or set HF_TOKEN to a token that may write there"
+            f"{repository} was not uploaded ({type(error).__name__}: {reason}); {checkpoint} is written. If the hub "
+            "was reached, log in with `hf auth login` or set HF_TOKEN to a token that may write there"
         ) from None
     return f"https://huggingface.co/{repository}"
 
@@ -119,7 +121,7 @@ def _read_settings(folder: RunFolder) -> tuple[Settings, str]:
         merged = OmegaConf.merge(OmegaConf.structured(Settings), yaml.safe_load(text))
         settings = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"{folder.config} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{folder.config} cannot be read: {first_line(error)}") from error
     assert isinstance(settings, Settings)
     first = text.partition("\n")[0]
     return settings, first.removeprefix("# ") if first.startswith("# ") else ""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from common.errors import UserError
 from common.folders import imagenet_names, imagenet_places, scan_class_folders
+from train.configure import first_line
 from train.settings import DataSettings
 
 LAYOUT = "ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
@@ -194,7 +195,7 @@ def _hub_split(name: str, split: str) -> Records:
         found = load(name)
     except Exception as error:  # datasets raises many kinds: network, permission, script, format
         raise UserError(
-            f"hf:{name} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]}). For a gated "
+            f"hf:{name} cannot be loaded ({type(error).__name__}: {first_line(error)}). For a gated "
             "data set accept its terms on the hub and log in (hf auth login)."
         ) from error
     if isinstance(found, datasets.DatasetDict):
