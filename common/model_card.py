@@ -46,7 +46,9 @@ def model_card(name: str, config: dict[str, Any], pictures: list[str]) -> str:
         "",
         "Evaluate it:",
         "```",
-        _evaluate_command(name, config),
+        evaluate_command(
+            f"checkpoints/{name}", (config["recipe"].get("data") or {}).get("source", ""), config["num_classes"]
+        ),
         "```",
         *(["Made by:", "```", config["command"], "```"] if config["command"] else []),
         *(f"![{picture.removesuffix('.png').replace('_', ' ')}]({picture})" for picture in pictures),
@@ -64,10 +66,16 @@ def model_card(name: str, config: dict[str, Any], pictures: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _evaluate_command(name: str, config: dict[str, Any]) -> str:
-    source = (config["recipe"].get("data") or {}).get("source", "")
-    data = "--data scenes" if source == "scenes" else "--data clickme --data-root /clickme"
-    return f"python -m evaluate --ckpt checkpoints/{name} {data}"
+def evaluate_command(checkpoint: str, source: str, num_classes: int) -> str:
+    """The command that evaluates a checkpoint on data of its own classes.
+
+    Args:
+        checkpoint: its folder.
+        source: `data.source` of the recipe.
+        num_classes: of the model; ClickMe shows ImageNet's 1000.
+    """
+    data = "--data clickme --data-root /clickme" if num_classes == 1000 else "--data imagefolder --data-root DIR"
+    return f"python -m evaluate --ckpt {checkpoint} {'--data scenes' if source == 'scenes' else data}"
 
 
 def _figure(value: Any) -> str:

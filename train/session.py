@@ -20,14 +20,16 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast_object_list
+from torch import nn
 
 from common.atomic import write_text
 from common.errors import UserError
+from common.model_card import evaluate_command
 from common.surgery import set_depthwise
 from common.zoo import crashes_channels_last, create_model
 from train.augment import model_transform
 from train.averaging import Ema
-from train.batches import BatchSource, LocalError, open_data
+from train.batches import LocalError, open_data
 from train.configure import accumulation, as_dict, dcls_spec, load_settings
 from train.displacement import load_positions, positions_of, save_positions
 from train.loop import METERS, Session, train
@@ -104,7 +106,7 @@ def _accelerator(settings: Settings) -> Accelerator:
 
 def _build(settings: Settings, accelerator: Accelerator, command: str) -> Session:
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    accumulate = accumulation(settings, world)
+    accumulation(settings, world)  # refuses a global batch that does not fit, before anything is loaded
 
     # --- data
     train_source, val_source = open_data(settings)
@@ -112,20 +114,7 @@ def _build(settings: Settings, accelerator: Accelerator, command: str) -> Sessio
         settings.num_classes = train_source.num_classes
 
     # --- model, its average, and what it starts from
-    torch.manual_seed(settings.seed)
-    spec = dcls_spec(settings)
-    model = create_model(
-        settings.model, settings.num_classes, dcls=spec, pretrained=settings.pretrained, **settings.model_args
-    )
-    try:
-        set_depthwise(model, settings.depthwise)
-    except ValueError as error:
-        raise UserError(f"depthwise={settings.depthwise}: {error}") from error
-    if settings.channels_last and device.type == "cpu" and crashes_channels_last(model):
-        settings.channels_last = False
-        accelerator.print("channels_last=false on a CPU: there torch crashes in this model's first layers otherwise")
-    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-    model.to(memory_format=layout).to(device)
+    model = _create_model(settings, accelerator)
     ema = Ema(model, settings.ema.decay, settings.ema.warmup) if settings.ema.decay is not None else None
     initial = positions_of(model)
 
@@ -163,14 +152,33 @@ def _build(settings: Settings, accelerator: Accelerator, command: str) -> Sessio
     monitor = Monitor(folder, accelerator.is_main_process, progress.total, progress.update, settings.log.tensorboard)
     transform = model_transform(settings)
     watch = Watch(monitor, transform, initial)
-    _announce(settings, state, folder, train_source, val_source, accumulate, device, resuming)
+    session = Session(
+        settings, accelerator, state, wrapped, schedule, train_source, val_source, transform, folder, monitor, watch
+    )
+    _announce(session, resuming)
     if not resuming:
         monitor.text("settings", yaml.safe_dump(as_dict(settings), sort_keys=False))
         monitor.text("command", command)
         watch.positions(0, model)
-    return Session(
-        settings, accelerator, state, wrapped, schedule, train_source, val_source, transform, folder, monitor, watch
+    return session
+
+
+def _create_model(settings: Settings, accelerator: Accelerator) -> nn.Module:
+    """The model with its initial values, in the layout it trains in, on its device."""
+    torch.manual_seed(settings.seed)
+    spec = dcls_spec(settings)
+    model = create_model(
+        settings.model, settings.num_classes, dcls=spec, pretrained=settings.pretrained, **settings.model_args
     )
+    try:
+        set_depthwise(model, settings.depthwise)
+    except ValueError as error:
+        raise UserError(f"depthwise={settings.depthwise}: {error}") from error
+    if settings.channels_last and accelerator.device.type == "cpu" and crashes_channels_last(model):
+        settings.channels_last = False
+        accelerator.print("channels_last=false on a CPU: there torch crashes in this model's first layers otherwise")
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    return model.to(memory_format=layout).to(accelerator.device)
 
 
 def _choose_folder(settings: Settings, accelerator: Accelerator) -> tuple[RunFolder, Path | None, bool]:
@@ -236,27 +244,19 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
     return found
 
 
-def _announce(
-    settings: Settings,
-    state: TrainState,
-    folder: RunFolder,
-    train_source: BatchSource,
-    val_source: BatchSource,
-    accumulate: int,
-    device: torch.device,
-    resuming: bool,
-) -> None:
-    progress = state.progress
-    count = sum(p.numel() for p in state.model.parameters())
+def _announce(session: Session, resuming: bool) -> None:
+    settings, progress = session.settings, session.state.progress
+    count = sum(p.numel() for p in session.state.model.parameters())
     rows = [
-        ("run", str(folder.path)),
+        ("run", str(session.folder.path)),
         ("model", f"{settings.model}, {count / 1e6:.2f} M parameters, {settings.num_classes} classes"),
-        ("data", f"{settings.data.source}: {len(train_source)} to train, {len(val_source)} to validate"),
+        ("data", f"{settings.data.source}: {progress.images} to train, {len(session.val_source)} to validate"),
         ("length", f"{progress.total} updates, {progress.total * progress.global_batch / progress.images:.1f} epochs"),
         (
             "update",
-            f"{progress.global_batch} pictures = {progress.processes} process(es) x {accumulate} x "
-            f"{settings.batch_size}, {settings.precision}, {device.type}",
+            f"{progress.global_batch} pictures = {progress.processes} process(es) x "
+            f"{accumulation(settings, progress.processes)} x {settings.batch_size}, {settings.precision}, "
+            f"{session.accelerator.device.type}",
         ),
     ]
     log.info("%s\n%s", "resumed run" if resuming else "new run", table(rows))
@@ -298,7 +298,7 @@ def _finish(session: Session, scores: dict[str, Scores]) -> None:
     rows.append(("run", str(folder.path)))
     if settings.publish:
         published = publish_run(folder.path, str(settings.name), Path(settings.checkpoints_dir))
-        data = "--data scenes" if settings.data.source == "scenes" else "--data clickme --data-root /clickme"
         rows.append(("checkpoint", str(published)))
-        rows.append(("evaluate it", f"python -m evaluate --ckpt {published} {data}"))
+        command = evaluate_command(str(published), settings.data.source, session.train_source.num_classes)
+        rows.append(("evaluate it", command))
     log.info("done\n%s", table(rows))

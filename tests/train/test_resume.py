@@ -222,15 +222,19 @@ def test_a_run_that_died_before_its_first_snapshot_starts_over_in_its_folder(
 
 
 def test_a_finished_run_that_is_resumed_publishes_the_same_again(
-    tmp_path: Path, train_here: Callable[..., Path]
+    tmp_path: Path, train_here: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [*arguments(tmp_path, "run", "updates=2", "publish=true"), "data.workers=0"]
+    published = tmp_path / "checkpoints" / "demo_dcls"
     summaries, hashes = [], []
     for _ in range(2):
         run = train_here(*given, "resume=auto")
         summaries.append((run / "summary.json").read_text())
-        hashes.append(read_config(tmp_path / "checkpoints" / "demo_dcls").weights_sha256)
-        shutil.rmtree(tmp_path / "checkpoints")
+        hashes.append(read_config(published).weights_sha256)
+        advice = "--data imagefolder --data-root DIR"  # three classes; ClickMe's are the 1000 of ImageNet
+        assert f"{published} {advice}\n" in capsys.readouterr().err
+        assert f"checkpoints/demo_dcls {advice}\n" in (published / "README.md").read_text()
+        shutil.rmtree(published)
     assert summaries[0] == summaries[1] and hashes[0] == hashes[1]
 
 
