@@ -47,7 +47,7 @@ class ZooModel:
     architecture: str
     """timm architecture, or `demo_net`."""
     target_layer: str
-    """The module whose output is explained by default; the same tensor as `forward_features` gives."""
+    """The module whose output `forward_features` gives, by name: what other tools ask for."""
     transform: ModelTransform
     """Preprocessing in the study."""
     tags: tuple[str, ...] = ()

@@ -64,7 +64,6 @@ class Evaluation:
     """What a run found out; on the main process only."""
 
     data: EvalData
-    n_images: int
     partial: str
     """Why the scores are not those of the whole data set; empty if they are."""
     checkpoints: dict[str, dict[str, Any]]
@@ -131,7 +130,7 @@ def evaluate_requests(
         if not groups:
             raise UserError(f"none of the {len(indices)} images of {data.name} could be read; see the list above")
     partial = _partial(data, len(indices), seed, next(iter(groups.values())) if groups else None)
-    return Evaluation(data, len(indices), partial, checkpoints, groups)
+    return Evaluation(data, partial, checkpoints, groups)
 
 
 def _measure_chunks(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.transform import ModelTransform
-from evaluate.explainers import EXPLAINERS, Explainer, MicroBatch, Query, parse_method
+from evaluate.explainers import Explainer, MicroBatch, Query, parse_method
 from evaluate.explainers.passes import uncompiled
 from evaluate.explainers.query import min_max
 from evaluate.explainers.registry import checked_method
@@ -164,18 +164,3 @@ def _resize(maps: Tensor, size: tuple[int, int] | Literal["image", "own"], image
     if tuple(maps.shape[1:]) == (height, width):
         return maps
     return F.interpolate(maps[:, None].contiguous(), (height, width), mode="bilinear", align_corners=False)[:, 0]
-
-
-def describe_explainers() -> list[dict[str, Any]]:
-    """Name, family, summary, parameters, verification and note of every explainer, for help and result files."""
-    return [
-        {
-            "name": e.name,
-            "family": e.family,
-            "summary": e.summary,
-            "parameters": e.parameters,
-            "verified": e.verified,
-            "note": e.note,
-        }
-        for e in EXPLAINERS.values()
-    ]

@@ -48,7 +48,7 @@ def check_parameters(name: str, given: Mapping[str, Any], defaults: Mapping[str,
     Args:
         name: of the method, for the message.
         given: what it is to be called with.
-        defaults: its parameters; a None says that the value is a number or None.
+        defaults: its parameters; where one is None, the method itself looks at the value.
 
     Raises:
         UserError: it has no such parameter, or the value is of another kind.
@@ -65,7 +65,7 @@ def check_parameters(name: str, given: Mapping[str, Any], defaults: Mapping[str,
 def _kind(default: Any) -> tuple[str, tuple[type, ...]]:
     """In words, and the types that fit."""
     if default is None:
-        return "whole number or none", (int, type(None))
+        return "whole number, tuple or none", (int, tuple, list, type(None))
     if isinstance(default, bool):
         return "true or false", (bool,)
     if isinstance(default, (int, float)):

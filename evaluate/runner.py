@@ -15,7 +15,7 @@ from evaluate.data import Batch, EvalData, load_batches
 from evaluate.explainers import MicroBatch, parse_method
 from evaluate.explanation import Maps, explain
 from evaluate.metrics import Case, measure_case
-from evaluate.metrics.alignment import top_share
+from evaluate.metrics.alignment import dice_of, iou_of, top_share
 from evaluate.protocols import frame_human_map, resize_saliency
 from evaluate.ranks import average_ranks, spearman_from_ranks
 from evaluate.subjects import Subject
@@ -150,13 +150,12 @@ class HumanMaps:
         ranks, top = average_ranks(values), top_share(values, 10)
         for protocol, human_ranks in self.ranks.items():
             spearman = _values(spearman_from_ranks(ranks, human_ranks))
-            both, human_top = top & self.tops[protocol], self.tops[protocol]
             yield {
                 "protocol": [protocol] * len(spearman),
                 "spearman": spearman,
                 "degenerate": [value is None for value in spearman],
-                "dice": (2 * both.sum(1) / (top.sum(1) + human_top.sum(1)).clamp(min=1)).tolist(),
-                "iou": (both.sum(1) / (top | human_top).sum(1).clamp(min=1)).tolist(),
+                "dice": dice_of(top, self.tops[protocol]).tolist(),
+                "iou": iou_of(top, self.tops[protocol]).tolist(),
                 "centre_spearman": self.centre[protocol],
             }
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import google_crc32c
 import numpy as np
 
+from common.atomic import atomic_file
 from common.errors import UserError
 
 HEADER_BYTES, FOOTER_BYTES = 12, 4
@@ -74,17 +75,11 @@ def iter_records(path: PathLike) -> Iterator[bytes]:
 
 def write_records(path: PathLike, payloads: Iterable[bytes]) -> None:
     """Write a shard; the file appears under its name only once it is whole."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            for payload in payloads:
-                length = struct.pack("<Q", len(payload))
-                file.write(length + struct.pack("<I", masked_crc(length)))
-                file.write(payload + struct.pack("<I", masked_crc(payload)))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(Path(path)) as partial, partial.open("wb") as file:
+        for payload in payloads:
+            length = struct.pack("<Q", len(payload))
+            file.write(length + struct.pack("<I", masked_crc(length)))
+            file.write(payload + struct.pack("<I", masked_crc(payload)))
 
 
 def parse_example(payload: bytes) -> dict[str, list[Value]]:

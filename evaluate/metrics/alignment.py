@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from evaluate import ranks
+from evaluate.explainers.query import min_max
 from evaluate.metrics.case import Case
-from evaluate.ranks import average_ranks, spearman_from_ranks
 
 
 def _human(case: Case) -> Tensor:
@@ -25,7 +26,7 @@ def spearman(case: Case) -> Tensor:
     Returns:
         (B,) in -1..1, NaN where either map is constant.
     """
-    return spearman_from_ranks(average_ranks(case.resized.flatten(1)), average_ranks(_human(case).flatten(1)))
+    return ranks.spearman(case.resized.flatten(1), _human(case).flatten(1))
 
 
 def top_share(maps: Tensor, percent: float) -> Tensor:
@@ -48,9 +49,12 @@ def dice(case: Case, percent: float = 10) -> Tensor:
     Returns:
         (B,) in 0..1.
     """
-    ours, theirs = _tops(case, percent)
-    total = ours.sum(1) + theirs.sum(1)
-    return 2 * (ours & theirs).sum(1) / total.clamp(min=1)
+    return dice_of(*_tops(case, percent))
+
+
+def dice_of(ours: Tensor, theirs: Tensor) -> Tensor:
+    """`dice` of (B, N) bool each."""
+    return 2 * (ours & theirs).sum(1) / (ours.sum(1) + theirs.sum(1)).clamp(min=1)
 
 
 def iou(case: Case, percent: float = 10) -> Tensor:
@@ -59,7 +63,11 @@ def iou(case: Case, percent: float = 10) -> Tensor:
     Returns:
         (B,) in 0..1.
     """
-    ours, theirs = _tops(case, percent)
+    return iou_of(*_tops(case, percent))
+
+
+def iou_of(ours: Tensor, theirs: Tensor) -> Tensor:
+    """`iou` of (B, N) bool each."""
     return (ours & theirs).sum(1) / (ours | theirs).sum(1).clamp(min=1)
 
 
@@ -71,7 +79,4 @@ def human_energy(case: Case) -> Tensor:
     Returns:
         (B,) in 0..1, NaN for a constant map.
     """
-    human = _human(case)
-    low, high = human.amin((1, 2), keepdim=True), human.amax((1, 2), keepdim=True)
-    scaled = torch.where(high > low, (human - low) / (high - low), 0)
-    return (case.saliency * scaled).sum((1, 2)) / case.saliency.sum((1, 2))
+    return (case.saliency * min_max(_human(case))).sum((1, 2)) / case.saliency.sum((1, 2))

@@ -62,7 +62,9 @@ class Measure:
     per_image: Callable[[Tensor], Tensor] = lambda detail: detail
     """Detail -> (B,)."""
     aggregate: Callable[[Tensor], float] = _mean
-    """Values of all images (where `has_curve` and not a plain mean: their detail) -> the data set's score."""
+    """Values (N,) of all images -> the data set's score."""
+    of_detail: Callable[[Tensor, Mapping[str, Any]], float] | None = None
+    """Where it cannot be had from the values: flattened details (N, n) and the measure's parameters -> the score."""
     has_curve: bool = False
     """Whether `detail` is more than the values: a curve an image."""
 
@@ -77,12 +79,9 @@ class Measure:
         return {n: p.default for n, p in inspect.signature(self.function).parameters.items() if n != "case"}
 
     def data_set_score(self, values: Tensor, detail: Tensor | None, settings: Mapping[str, Any]) -> float:
-        """The score of N images from their values (N,), or, for `box_accuracy`, from their flattened detail.
-
-        `settings` are the parameters the values were made with.
-        """
-        if self.function is box_accuracy and detail is not None:
-            return self.aggregate(detail.view(len(detail), -1, len(settings["overlaps"])))
+        """The score of N images from their values (N,) or flattened details (N, n), made with `settings`."""
+        if self.of_detail is not None and detail is not None:
+            return self.of_detail(detail, {**self.parameters, **settings})
         return self.aggregate(values)
 
     def __call__(self, case: Case, **parameters: Any) -> Result:
@@ -107,7 +106,13 @@ _ALL = (
     Measure("localisation_error", "lower", localisation_error, ("boxes",)),
     Measure("pixel_f1", "higher", pixel_f1, ("objects",)),
     Measure(
-        "box_accuracy", "higher", box_accuracy, ("boxes",), lambda hits: hits.amax(1).mean(1), box_accuracy_of, True
+        "box_accuracy",
+        "higher",
+        box_accuracy,
+        ("boxes",),
+        lambda hits: hits.amax(1).mean(1),
+        of_detail=lambda hits, settings: box_accuracy_of(hits.view(len(hits), -1, len(settings["overlaps"]))),
+        has_curve=True,
     ),
     Measure("standard_pointing", "higher", standard_pointing, ("objects",)),
     Measure("saliency_metric", "lower", saliency_metric),

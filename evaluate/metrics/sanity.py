@@ -13,7 +13,7 @@ from common.errors import UserError
 from evaluate.explainers.passes import find_layer, uncompiled
 from evaluate.explainers.query import min_max
 from evaluate.metrics.case import Case
-from evaluate.ranks import average_ranks, spearman_from_ranks
+from evaluate.ranks import spearman
 
 OWN = "own"
 """The stage of the parameters that belong to no part of the network: class token, position embedding."""
@@ -74,13 +74,9 @@ def ssim(a: Tensor, b: Tensor, sigma: float = 1.5) -> Tensor:
     return similarity.mean((1, 2))
 
 
-def _spearman(before: Tensor, after: Tensor) -> Tensor:
-    return spearman_from_ranks(average_ranks(before.flatten(1)), average_ranks(after.flatten(1)))
-
-
 SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "spearman": _spearman,
-    "spearman_abs": lambda before, after: _spearman(before.abs(), after.abs()),
+    "spearman": lambda before, after: spearman(before.flatten(1), after.flatten(1)),
+    "spearman_abs": lambda before, after: spearman(before.abs().flatten(1), after.abs().flatten(1)),
     "ssim": lambda before, after: ssim(min_max(before), min_max(after)),
 }
 """Two maps (B, H, W) each -> (B,)."""
