@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--explainer", nargs="+", metavar=method, default=default, help=known)
     how.add_argument("--protocol", nargs="+", choices=PROTOCOLS, help="default: paper (with --study both)")
     add_layer_option(how)
+    how.add_argument("--target", choices=("label", "predicted"), default="label", help="class that is explained")
     further = f"further measures of each explainer: {', '.join(MEASURES)}"
     how.add_argument("--metric", nargs="+", default=[], metavar=method, help=further)
     how.add_argument("--micro-batch", type=int, help="images at once where many passes are needed; adapts to memory")
@@ -107,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         MicroBatch(args.micro_batch, processes.device),
         skip_bad=args.skip_bad,
         layer=args.layer,
+        target=args.target,
     )
     result = evaluate_requests(
         requests, lambda subject: _open_data(args, subject), options, processes, args.out, args.limit, args.seed
@@ -185,6 +187,7 @@ def _finish(
         "versions": library_versions(),
     }
     run["layer"] = args.layer or "the last feature map (class-token transformers: the last block's first norm)"
+    run["target"] = args.target
     run["explainer_notes"] = options.notes
     scores = make_scores(result.groups, result.checkpoints, run, result.data.ceiling, args.seed)
     comparisons = _compare(pairs, result, scores, args.seed)

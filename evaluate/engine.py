@@ -222,6 +222,7 @@ def _question(
         "indices": hashlib.sha256(str(list(indices)).encode()).hexdigest(),
         "explainers": options.explainers,
         "layer": options.layer,
+        "target": options.target,
         "protocols": options.protocols,
         "measures": options.measures,
         "bf16": options.bf16,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,6 @@ from evaluate.parameters import parse_value
 
 def add_model_options(parser: Any) -> None:
     """Add `--model` and `--model-arg` to a parser or a group of one."""
-    assert isinstance(parser, argparse._ActionsContainer)
     parser.add_argument("--model", help="architecture of a weight file: a zoo name (convnext_t_dcls) or timm:NAME")
     parser.add_argument("--model-arg", action="append", default=[], metavar="KEY=VALUE", help="of --model; repeatable")
 

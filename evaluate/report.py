@@ -255,8 +255,8 @@ def _provenance(scores: Sequence[dict[str, Any]]) -> dict[str, str]:
             f"{s['checkpoint']}: {s['model']}, weights SHA-256 {s['weights_sha256'][:16]}"
             for s in {s["checkpoint"]: s for s in scores}.values()
         ),
-        "explained class": "the true label",
         "explained layer": item["layer"],
+        "explained class": "the image's label" if item["target"] == "label" else "the predicted one",
         **{f"explainer {name}": note for name, note in item.get("explainer_notes", {}).items()},
         **{
             f"measure {name}": f"{found['better']} is better; {found['settings']}; {found['defined']} images"

@@ -50,6 +50,8 @@ class RunOptions:
     """Leave out pictures that cannot be read instead of stopping."""
     layer: str | None = None
     """Name of the explained module; None: the last feature map."""
+    target: str = "label"
+    """The class that is explained: the image's `label`, or the one that is `predicted`."""
 
     @property
     def notes(self) -> dict[str, str]:
@@ -102,7 +104,9 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
     labels = batch.labels.to(device)
     explained = batch.human is not None or options.measures
     methods = [name for name in options.explainers if name != OTHER_HUMAN] if explained else []
-    maps = _explain(subject, subject.model, images, batch, methods, options)
+    asked = labels if options.target == "label" else None
+    maps = _explain(subject, subject.model, images, asked, batch, methods, options)
+    targets = maps.logits.argmax(1) if asked is None else asked
     known = zip(batch.image_ids, batch.indices.tolist(), batch.labels.tolist(), maps.logits.argmax(1).tolist())
     rows = [
         {"image_id": i, "index": n, "checkpoint": subject.name, "label": t, "predicted": p, "correct": t == p}
@@ -118,7 +122,7 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
     for explainer in options.explainers:
         columns: dict[str, list[Any]] = {"explainer": [explainer] * len(rows)}
         if options.measures:
-            case = _case(subject, images, labels, batch, human, maps, explainer, options, case)
+            case = _case(subject, images, targets, labels, batch, human, maps, explainer, options, case)
             columns |= _measured(case, options)
         for aligned in [{}] if human is None else human.columns(maps[explainer]):
             both = columns | aligned
@@ -181,13 +185,22 @@ def _next_human_map(data: EvalData, index: int, skip_bad: bool) -> Tensor:
 
 
 def _explain(
-    subject: Subject, model: nn.Module, images: Tensor, batch: Batch, methods: Sequence[str], options: RunOptions
+    subject: Subject,
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor | None,
+    batch: Batch,
+    methods: Sequence[str],
+    options: RunOptions,
 ) -> Maps:
-    """Maps of a batch's images, or of what became of them, by the subject's model, or what became of it."""
+    """Maps of a batch's images, or of what became of them, by the subject's model, or what became of it.
+
+    `targets` are classes (B,), or None: those it predicts.
+    """
     return explain(
         model,
         images,
-        batch.labels.to(images.device),
+        targets,
         methods,
         layer=options.layer,
         size="own",
@@ -201,6 +214,7 @@ def _explain(
 def _case(
     subject: Subject,
     images: Tensor,
+    targets: Tensor,
     labels: Tensor,
     batch: Batch,
     human: HumanMaps | None,
@@ -215,7 +229,7 @@ def _case(
     def explain_again(model: nn.Module, changed: Tensor) -> Tensor:
         if explainer == OTHER_HUMAN:
             return maps[OTHER_HUMAN]
-        return _explain(subject, model, changed, batch, [explainer], options)[explainer]
+        return _explain(subject, model, changed, targets, batch, [explainer], options)[explainer]
 
     if like is not None:
         return like.under(maps[explainer], explain_again)
@@ -223,7 +237,7 @@ def _case(
         subject.model,
         images,
         maps[explainer],
-        labels,
+        targets,
         transform=subject.transform,
         labels=labels,
         human=None if human is None else resize_saliency(human.aligned, size),
@@ -274,5 +288,6 @@ def saliency_of(subject: Subject, batch: Batch, options: RunOptions) -> dict[str
     pixels = batch.pixels.to(options.device)
     images = subject.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)
     methods = [name for name in options.explainers if name != OTHER_HUMAN]
-    maps = _explain(subject, subject.model, images, batch, methods, options)
+    targets = batch.labels.to(options.device) if options.target == "label" else None
+    maps = _explain(subject, subject.model, images, targets, batch, methods, options)
     return {name: resize_saliency(saliency, images.shape[-1]).cpu() for name, saliency in maps.items()}

@@ -1,6 +1,7 @@
 """Whole rows against a slow, independent computation of the published evaluation, and across ways of computing."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,9 +124,20 @@ def test_a_centred_human_map_has_a_high_centre_score(checkpoint):
         assert row["centre_spearman"] == pytest.approx(spearmanr(centre.ravel(), human.ravel()).statistic, abs=1e-6)
 
 
-def test_bf16_features_change_rows_a_little_only(checkpoint):
-    from dataclasses import replace
+def test_the_predicted_class_is_explained_where_that_is_asked(checkpoint):
+    data, subject = ScenesData(64, 30), load_subject(str(checkpoint))
+    options = replace(BOTH, measures=("average_drop", "max_sensitivity:samples=1"))
+    by_label, by_prediction = (
+        all_rows(subject, data, range(30), replace(options, target=target)) for target in ("label", "predicted")
+    )
+    assert {row["correct"] for row in by_label.values()} == {False, True}
+    for key, row in by_label.items():
+        for column in ("spearman", "average_drop", "max_sensitivity:samples=1"):
+            same = row[column] == pytest.approx(by_prediction[key][column], nan_ok=True)
+            assert same == row["correct"], (key, column)
 
+
+def test_bf16_features_change_rows_a_little_only(checkpoint):
     data = ScenesData(64, 24)
     subject = load_subject(str(checkpoint))
     full, half = (all_rows(subject, data, range(24), replace(BOTH, bf16=b)) for b in (False, True))
