@@ -31,7 +31,7 @@ from train.watch import Watch
 log = logging.getLogger("train")
 
 # Sums on the device since the last log point.
-METERS = ("loss", "repulsion", "correct", "images", "grad_norm", "updates")
+METERS = ("loss", "repulsion", "correct", "images", "grad_norm", "steps", "updates")
 
 
 @dataclass
@@ -107,7 +107,7 @@ def train(session: Session) -> tuple[Stop, dict[str, Scores]]:
                     accelerator.backward(loss / accumulate + (0 if penalty is None else penalty))
                 with torch.no_grad():
                     bad = first_not_finite(bad, loss, update)
-                    count = loss.new_tensor(len(targets))
+                    count = torch.full_like(loss, len(targets))
                     state.meters[:4] += torch.stack(
                         [loss * count, penalty if penalty is not None else loss * 0, correct(logits, targets), count]
                     )
@@ -119,7 +119,8 @@ def train(session: Session) -> tuple[Stop, dict[str, Scores]]:
             clamp_positions(state.model)
             if state.ema:
                 state.ema.update()
-            state.meters[4:] += torch.stack([norm, torch.ones_like(norm)])
+            taken = norm.isfinite()  # fp16 passes over a step whose gradients overflow
+            state.meters[4:] += torch.stack([norm.where(taken, 0), taken.to(norm.dtype), torch.ones_like(norm)])
             progress.update += 1
             monitor.advance()
 
@@ -217,7 +218,7 @@ def _log_training(
         values["train/total"] = loss + values["train/repulsion"]
     values |= {
         "train/top1": total["correct"] / total["images"],
-        "train/grad_norm": total["grad_norm"] / updates,
+        "train/grad_norm": total["grad_norm"] / max(total["steps"], 1.0),
         "lr/weights": lr,
     }
     if any(group["kind"] == "positions" for group in state.optimizer.param_groups):

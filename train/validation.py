@@ -61,9 +61,8 @@ def validate(
             logits = logits.float()
             hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
-            sums[name] += torch.stack(
-                [hits[:, 0].sum().double(), hits.sum().double(), loss.double(), loss.new_tensor(len(labels)).double()]
-            )
+            count = torch.full_like(loss, len(labels))
+            sums[name] += torch.stack([hits[:, 0].sum(), hits.sum(), loss, count]).double()
     for name, model in models.items():
         model.train(modes[name])
     scores = {}

@@ -24,8 +24,9 @@ MARK = "DCLS_ALIGN_TEST"
 
 
 @pytest.fixture
-def train_here(tmp_path: Path) -> Callable[..., Path]:
-    """Run the trainer in this process; returns the run's folder."""
+def train_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Run the trainer in this process, on the CPU like `launch`; returns the run's folder."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
     def run(*arguments: str, run_dir: str = "run") -> Path:
         folder = tmp_path / run_dir

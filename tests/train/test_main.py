@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -14,6 +15,7 @@ from common import surgery
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from tests.train.conftest import ROOT, Launched, make_photographs, metrics
+from train import loop
 from train.publish import publish_run, upload
 
 TINY = [
@@ -164,6 +166,16 @@ def test_sharding_is_refused_with_the_reason(train_here: Callable[..., Path], mo
     monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.FSDP))
     with pytest.raises(UserError, match="FSDP is not supported: the layers of a stage share one tensor"):
         train_here(*TINY)
+
+
+def test_a_step_that_fp16_passes_over_does_not_count_in_the_gradient_norm(
+    train_here: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms = iter((float("inf"), 3.0, 5.0, float("inf")))
+    monkeypatch.setattr(loop, "_clip", lambda session: torch.tensor(next(norms)))
+    run = train_here(*TINY, "updates=4", "log.every=3", "publish=false")
+    assert metrics(run, "train/grad_norm") == {3: 4.0, 4: 0.0}
+    assert "Infinity" not in (run / "metrics.jsonl").read_text()
 
 
 def test_fp16_without_a_gpu_is_refused(train_here: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
