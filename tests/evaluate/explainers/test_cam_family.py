@@ -53,6 +53,13 @@ def test_equal_to_the_grad_cam_package(resnet, name, layer):
     np.testing.assert_allclose(rescaled(ours.numpy()), rescaled(theirs), atol=3e-4)
 
 
+def test_the_sign_of_eigen_cam_follows_the_activations_as_they_come():
+    """After centring their lengths would say the opposite here."""
+    features = torch.tensor([1.0, 9.0, 9.0, 10.0]).view(1, 1, 2, 2)
+    signed = eigen_cam(features, relu=False)
+    torch.testing.assert_close(signed.flatten(), torch.tensor([-6.25, 1.75, 1.75, 2.75]))
+
+
 def test_eigen_cam_equals_the_package_up_to_its_sign(resnet):
     images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(2))
     signed = explain(resnet, images, None, "eigen_cam", form="raw", size="own")["eigen_cam"].numpy()

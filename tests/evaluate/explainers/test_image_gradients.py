@@ -69,6 +69,9 @@ def test_networks_without_relu_are_refused(images):
 
 
 def test_guided_grad_cam_is_the_product(pooled_net, images):
+    with torch.no_grad():
+        pooled_net.fc.weight[1, ::2] *= -1
+    assert explain(pooled_net, images, 1, "grad_cam", form="raw")["grad_cam"].amin() < 0  # what ReLU drops counts not
     maps = explain(pooled_net, images, 1, ["guided_backprop", "grad_cam", "guided_grad_cam"])
     torch.testing.assert_close(maps["guided_grad_cam"], maps["guided_backprop"] * maps["grad_cam"])
 

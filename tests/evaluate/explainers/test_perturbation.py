@@ -1,5 +1,7 @@
 """Score-CAM, Ablation-CAM, RISE, occlusion, the controls and the micro-batch, against loops and the package."""
 
+import math
+
 import numpy as np
 import pytest
 import pytorch_grad_cam as package
@@ -219,6 +221,28 @@ def test_rise_masks_show_each_pixel_with_the_asked_probability():
     torch.testing.assert_close(masks.mean(0), torch.full((30, 50), 0.4), rtol=0, atol=0.05)
 
 
+def test_rise_masks_grow_by_one_cell_more_than_they_are_cut_to():
+    grids, shifts = torch.rand(2, 2, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([[2, 3], [0, 1]])
+    large = F.interpolate(grids[:, None], (9, 12), mode="bilinear")[:, 0]  # cells of 3 x 4 pixels, three a side
+    expected = torch.stack([large[0, 2:7, 3:10], large[1, 0:5, 1:8]])
+    torch.testing.assert_close(grow(grids, shifts, (5, 7)), expected)
+
+
+def test_occlusion_is_the_mean_drop_over_the_patches_that_cover_a_pixel(pooled_net, images):
+    method = "occlusion:window=12,stride=9"
+    found = explain(pooled_net, images[:1], 1, method)[method][0]
+    total, count = torch.zeros(32, 32), torch.zeros(32, 32)
+    with torch.no_grad():
+        whole = pooled_net(images[:1])[0, 1]
+        for y in (0, 9, 18, 20):  # 18 leaves two pixels, so that the last patch ends at the border
+            for x in (0, 9, 18, 20):
+                hidden = images[:1].clone()
+                hidden[:, :, y : y + 12, x : x + 12] = 0
+                total[y : y + 12, x : x + 12] += whole - pooled_net(hidden)[0, 1]
+                count[y : y + 12, x : x + 12] += 1
+    torch.testing.assert_close(found, total / count)
+
+
 def test_occlusion_finds_the_only_patch_that_counts(images):
     class Spot(torch.nn.Module):
         def forward(self, x):
@@ -244,4 +268,6 @@ def test_controls(images):
     assert maps["fake_cam"].sum((1, 2)).tolist() == [32 * 24 - 1] * 3 and (maps["fake_cam"][:, 0, 0] == 0).all()
     assert maps["centre"][0].argmax() in (15 * 24 + 11, 15 * 24 + 12, 16 * 24 + 11, 16 * 24 + 12)
     torch.testing.assert_close(maps["centre"], maps["centre"].flip(1, 2))
+    y, x = 7.5 / 32 - 0.5, 11.5 / 24 - 0.5
+    assert maps["centre"][0, 7, 11].item() == pytest.approx(math.exp(-(y**2 + x**2) / (2 * 0.25**2)))
     assert not torch.equal(maps["random"][0], maps["random"][1])
