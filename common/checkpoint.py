@@ -10,6 +10,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,20 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
+def checkpoint_folder(library: Path, name: str) -> Path:
+    """The folder `library/name` of a checkpoint that is to be written.
+
+    Raises:
+        UserError: the name is none of a folder, or something else than a checkpoint stands there.
+    """
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise UserError(f"{name!r} is no name for a checkpoint; take letters, digits, '_', '-', '.' and '+'")
+    folder = library / name
+    if folder.exists() and not all((folder / file).is_file() for file in _FILES):
+        raise UserError(f"{folder} exists and is no checkpoint; it is left alone. Take another name or folder")
+    return folder
+
+
 def save_checkpoint(
     folder: Path, model: nn.Module, config: CheckpointConfig, pictures: dict[str, bytes] | None = None
 ) -> CheckpointConfig:
@@ -132,12 +147,13 @@ def read_config(folder: Path) -> CheckpointConfig:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); publish the checkpoint again") from error
 
 
-def load_checkpoint(folder: Path) -> tuple[nn.Module, CheckpointConfig]:
+def load_checkpoint(folder: Path | str) -> tuple[nn.Module, CheckpointConfig]:
     """Build a checkpoint's model, in evaluation mode on the CPU, its positions shared again.
 
     Raises:
         UserError: a file is absent, a byte has changed, or names and shapes do not fit.
     """
+    folder = Path(folder)
     config = read_config(folder)
     path = folder / "model.safetensors"
     found = sha256(path)

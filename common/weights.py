@@ -66,7 +66,8 @@ def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), str(error)[:200])
+        # Without torch's advice to read it all the same.
+        reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), "no pickle of tensors")
         raise UserError(
             f"{path} was not read: it is damaged or would run code when unpickled ({reason}). Convert it to "
             ".safetensors where it was made, or get it again from its source."
@@ -94,6 +95,9 @@ def _find_state(content: Any, key: str | None, path: Path) -> dict[str, Tensor]:
     raise UserError(f"{path} holds no state dict (found {type(content).__name__}, looked for {', '.join(STATE_KEYS)})")
 
 
+_LISTED = 20
+
+
 def load_state(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Copy a state dict into a model; names of shared tensors may stand once or under every user.
 
@@ -103,8 +107,8 @@ def load_state(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
         where: the source, for the message.
 
     Raises:
-        UserError: names are missing, unexpected or misshapen, or copies of a shared tensor differ; all of
-            them are listed in one message and the model is left unchanged.
+        UserError: names are missing, unexpected or misshapen, or copies of a shared tensor differ; up to
+            20 of them are listed in one message, and the model is left unchanged.
     """
     own = {clean_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
     given: dict[int, str] = {}  # distinct tensor of the model -> name that brings its value
@@ -123,7 +127,9 @@ def load_state(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
     problems += [f"missing {name} {tuple(t.shape)}" for name, t in own.items() if id(t) not in given]
     if problems:
         raise UserError(
-            f"{where} does not fit {type(model).__name__}, {len(problems)} names differ:\n  " + "\n  ".join(problems)
+            f"{where} does not fit {type(model).__name__}, {len(problems)} names differ:\n  "
+            + "\n  ".join(problems[:_LISTED])
+            + (f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else "")
         )
     with torch.no_grad():
         for target in own.values():

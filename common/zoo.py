@@ -149,7 +149,7 @@ def lookup(name: str) -> ZooModel:
         return ZOO[name]
     if not name.startswith("timm:"):
         hint = did_you_mean(name, ZOO)
-        raise UserError(f"unknown model {name!r}; {hint} Any timm classifier is taken as timm:ARCHITECTURE.")
+        raise UserError(f"unknown model {name!r}; {hint} - any timm classifier is taken as timm:ARCHITECTURE.")
     architecture, _, tag = name.removeprefix("timm:").partition(".")
     if not timm.is_model(architecture):
         hint = did_you_mean(architecture, timm.list_models(), 5)

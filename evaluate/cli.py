@@ -24,6 +24,7 @@ from evaluate.options import add_layer_option, add_model_options, model_args
 from evaluate.processes import Processes, default_workers, start_processes
 from evaluate.protocols import PROTOCOLS
 from evaluate.report import measure_table, write_report
+from evaluate.results import COLUMNS
 from evaluate.runner import OTHER_HUMAN, RunOptions
 from evaluate.scores import comparison_table, make_scores, plain_table, score_table, write_scores, write_tensorboard
 from evaluate.study import STUDIES, study_pairs, study_plan, study_requests
@@ -95,6 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         print(study_plan(requests, args.data_root))
         return 0
+    for entry in ("config.yaml", "snapshots"):
+        if (args.out / entry).exists():
+            raise UserError(f"--out {args.out} holds a training run ({entry}); take another folder for the results")
     processes = start_processes(args.device)
     protocols = args.protocol or (list(PROTOCOLS) if args.study else ["paper"])
     options = RunOptions(
@@ -125,6 +129,8 @@ def _check(args: argparse.Namespace) -> None:
             parse_method(text)
     for text in args.metric:
         parse_measure(text)
+        if text in COLUMNS.names:
+            raise UserError(f"--metric {text}: rows with human maps have it already, for each protocol; leave it out")
     for name, least in (("limit", 1), ("batch_size", 1), ("micro_batch", 1), ("workers", 0), ("seed", 0)):
         if (value := getattr(args, name)) is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")

@@ -210,6 +210,11 @@ def _from_folders(root: Path, classes: Sequence[str] | None) -> tuple[list[str],
         labels, count = np.array([classes.index(name) for name in names])[labels], len(classes)
     elif places is not None:
         labels, count = places[labels], 1000
+    elif classes is not None and len(classes) == len(names):
+        raise UserError(
+            f"{root} has the classes {', '.join(names[:5])}, ..., the checkpoint {', '.join(classes[:5])}, ...; name "
+            "the folders as the classes it was trained on"
+        )
     else:
         count = len(names)
     return [os.path.relpath(file, root) for file in files], labels.tolist(), count

@@ -17,15 +17,24 @@ from tqdm import tqdm
 from common.checkpoint import library_versions
 from common.errors import UserError
 from evaluate.data import EvalData, choose_indices, load_batches
+from evaluate.explainers import parse_method
 from evaluate.metrics import parse_measure
 from evaluate.processes import Processes
 from evaluate.results import PartStore, merge_parts, schema_with, summed
-from evaluate.runner import Measured, RunOptions, bf16_deviation, measure
+from evaluate.runner import OTHER_HUMAN, Measured, RunOptions, bf16_deviation, measure
 from evaluate.statistics import Group, GroupKey, collect
 from evaluate.subjects import Subject, label_of, load_subject
 
-CHUNK = 2048
-"""Images of a part: what a killed run can lose."""
+CHUNK, SLOW_CHUNK = 2048, 32
+"""Images of a part, what a killed run can lose: of the shared pass alone, and with methods of many passes."""
+SAID_EVERY = 60
+"""Seconds between lines of progress where no bar is drawn."""
+
+
+def chunk_size(options: RunOptions) -> int:
+    """Images of a part."""
+    families = {parse_method(name)[0].family for name in options.explainers if name != OTHER_HUMAN}
+    return SLOW_CHUNK if options.measures or families & {"perturbation", "optimisation"} else CHUNK
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,8 @@ def evaluate_requests(
         subject = request.load(seed, label)
         data = open_data(subject)
         indices = choose_indices(len(data), limit, seed).tolist()
-        chunks = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
+        size = chunk_size(options)
+        chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
         digest = subject.weights_sha256 or state_digest(subject)
         question = _question(subject, digest, data, indices, options)
         store = PartStore(
@@ -147,13 +157,20 @@ def _measure_chunks(
     total = sum(len(chunk) for chunk in chunks)
     shown = options.progress and processes.is_main
     with tqdm(total=total, desc=subject.name, unit="img", disable=None if shown else True) as bar:
+        images_done, said = 0, time.monotonic()
 
         def done(images: int) -> None:
+            nonlocal images_done, said
+            images_done += images * processes.world
             bar.update(images * processes.world)
+            if shown and bar.disable and time.monotonic() - said > SAID_EVERY:
+                said = time.monotonic()
+                print(f"{subject.name}: {min(images_done, total)} of {total} images", flush=True)
 
         for number, chunk in enumerate(chunks):
             if number in finished:
                 bar.update(len(chunk))
+                images_done += len(chunk)
                 continue
             start = time.perf_counter()
             share = chunk[processes.rank :: processes.world]
@@ -219,6 +236,7 @@ def _question(
         "transform": str(subject.transform),
         "data": data.fingerprint(),
         "place": data.place,
+        "chunk": chunk_size(options),
         "indices": hashlib.sha256(str(list(indices)).encode()).hexdigest(),
         "explainers": options.explainers,
         "layer": options.layer,

@@ -104,6 +104,7 @@ def explain(
         if any(explainer.at_layer for explainer, _ in chosen.values()):
             _ = query.activations  # first, as the logits come with it
         maps = Maps(query.logits)
+        _ = query.targets  # wrong ones are told, whatever the methods
         end = _now(images.device)
         maps.shared_seconds = end - start
         for label, (explainer, parameters) in chosen.items():

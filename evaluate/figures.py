@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from common.atomic import atomic_folder, file_name
+from common.atomic import atomic_file, file_name
 from evaluate.explainers import with_warning
 
 Scores = Sequence[dict[str, Any]]
@@ -110,10 +110,14 @@ def write_figures(folder: Path, scores: Scores) -> list[Chart]:
         for name in curved:
             if drawn := [s for s in members if s["measures"][name]["curve"]]:
                 figures[f"{name}-{checkpoint}"] = "", measure_curves(drawn, name)
-    with atomic_folder(folder) as temporary:
-        for name, (_, figure) in figures.items():
-            for suffix in ("png", "pdf"):
-                figure.savefig(temporary / f"{file_name(name)}.{suffix}", format=suffix, dpi=160)
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in (*FIGURES, "insertion", "deletion"):  # of an earlier run
+        for old in folder.glob(f"{kind}*-*.p[nd][gf]"):
+            old.unlink()
+    for name, (_, figure) in figures.items():
+        for suffix in ("png", "pdf"):
+            with atomic_file(folder / f"{file_name(name)}.{suffix}") as temporary:
+                figure.savefig(temporary, format=suffix, dpi=160)
     return [Chart(explainer, _svg(figure)) for explainer, figure in figures.values()]
 
 

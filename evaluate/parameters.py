@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from ast import literal_eval
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from common.errors import UserError
 
@@ -58,18 +61,34 @@ def check_parameters(name: str, given: Mapping[str, Any], defaults: Mapping[str,
             raise UserError(f"{name} has no parameter {key!r}; it has {', '.join(defaults) or 'none'}")
         default = defaults[key]
         kind, fits = _kind(default)
-        if not any(type(value) is known for known in fits):
+        if not fits(value):
             raise UserError(f"{name}: {key}={value!r} is no {kind}; the default is {default!r}")
 
 
-def _kind(default: Any) -> tuple[str, tuple[type, ...]]:
-    """In words, and the types that fit."""
-    if default is None:
-        return "whole number, tuple or none", (int, tuple, list, type(None))
+def _kind(default: Any) -> tuple[str, Callable[[Any], bool]]:
+    """In words, and whether a value is of it."""
     if isinstance(default, bool):
-        return "true or false", (bool,)
-    if isinstance(default, (int, float)):
-        return "number", (int, float)
+        return "true or false", lambda value: isinstance(value, (bool, np.bool_))
+    if isinstance(default, int):
+        least = min(default, 1)  # counts and sizes, or a seed
+        return f"whole number from {least} on", lambda value: _is_number(value, Integral) and value >= least
+    if isinstance(default, float):
+        return "number from 0 on", lambda value: _is_number(value, Real) and value >= 0
     if isinstance(default, tuple):
-        return "tuple such as (1,2)", (tuple, list)
-    return "text", (str,)
+        return "tuple such as (1,2)", lambda value: isinstance(value, (tuple, list)) and len(value) > 0
+    if default is None:
+        return (
+            "whole number from 1 on, names or none",
+            lambda value: (
+                value is None
+                or (_is_number(value, Integral) and value >= 1)
+                or (
+                    isinstance(value, (tuple, list)) and len(value) > 0 and all(isinstance(name, str) for name in value)
+                )
+            ),
+        )
+    return "text", lambda value: isinstance(value, str)
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -18,7 +18,7 @@ from torch import Tensor
 from common.atomic import atomic_file, write_text
 from common.errors import UserError
 from evaluate.data import names_of_classes, open_image
-from evaluate.explainers import EXPLAINERS, parse_method, with_warning
+from evaluate.explainers import EXPLAINERS, MicroBatch, parse_method, with_warning
 from evaluate.explanation import Maps, explain
 from evaluate.options import add_layer_option, add_model_options, model_args
 from evaluate.overlays import overlay
@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--explainer", nargs="+", default=["grad_cam"], help=f"of {known}")
     p.add_argument("--target", type=int, help="class index that is explained (default: the predicted class)")
     add_layer_option(p)
+    p.add_argument("--micro-batch", type=int, help="images at once where many passes are needed; adapts to memory")
     p.add_argument("--out", type=Path, default=Path("results/explain"), help="folder of results (%(default)s)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return p
@@ -53,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     for text in args.explainer:
         parse_method(text)
+    if args.micro_batch is not None and args.micro_batch < 1:
+        raise UserError(f"--micro-batch {args.micro_batch}: must be at least 1")
     stems = [path.stem for path in args.images]
     if len(set(stems)) < len(stems):
         raise UserError("two photographs bear the same name; results are named by it, so rename one of them")
@@ -64,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
     subject.to(device)
     names = names_of_classes(subject.num_classes, subject.classes) or [str(i) for i in range(subject.num_classes)]
 
+    micro_batch = MicroBatch(args.micro_batch, device)
     rows, told = [], []
     for start in range(0, len(stems), BATCH):
         part = slice(start, start + BATCH)
@@ -71,7 +75,13 @@ def main(argv: Sequence[str]) -> int:
         images = subject.transform.normalise(pixels.to(device)).contiguous(memory_format=torch.channels_last)
         target = None if args.target is None else torch.full((len(images),), args.target, device=device)
         maps = explain(
-            subject.model, images, target, args.explainer, layer=args.layer, transform=subject.transform, size="image"
+            subject.model,
+            images,
+            target,
+            args.explainer,
+            layer=args.layer,
+            transform=subject.transform,
+            micro_batch=micro_batch,
         )
         for number, (path, stem) in enumerate(zip(args.images[part], stems[part])):
             best = _top5(maps.logits[number], names)

@@ -120,7 +120,11 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
     out: list[Row] = []
     case: Case | None = None
     for explainer in options.explainers:
-        columns: dict[str, list[Any]] = {"explainer": [explainer] * len(rows)}
+        constant = maps.degenerate.get(explainer)
+        columns: dict[str, list[Any]] = {
+            "explainer": [explainer] * len(rows),
+            "degenerate": [None] * len(rows) if constant is None else constant.tolist(),
+        }
         if options.measures:
             case = _case(subject, images, targets, labels, batch, human, maps, explainer, options, case)
             columns |= _measured(case, options)

@@ -15,7 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.checkpoint import CheckpointConfig, save_checkpoint
+from common.checkpoint import CheckpointConfig, checkpoint_folder, save_checkpoint
 from common.entry import run_command
 from common.errors import UserError
 from common.weights import load_state
@@ -42,8 +42,9 @@ def publish_run(run: Path, name: str, checkpoints: Path) -> Path:
         The folder, `checkpoints/name`.
 
     Raises:
-        UserError: no such run, or nothing whole in it.
+        UserError: no such run, nothing whole in it, or something else stands where it would go.
     """
+    target = checkpoint_folder(checkpoints, name)
     folder = RunFolder(run)
     settings, command = _read_settings(folder)
     content, record, _ = read_newest(folder.snapshots)
@@ -70,8 +71,8 @@ def publish_run(run: Path, name: str, checkpoints: Path) -> Path:
         command=shlex.join(words),
         license=settings.license,
     )
-    save_checkpoint(checkpoints / name, model, config, _pictures(folder))
-    return checkpoints / name
+    save_checkpoint(target, model, config, _pictures(folder))
+    return target
 
 
 def upload(checkpoint: Path, repository: str) -> str:

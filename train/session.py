@@ -23,6 +23,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, bro
 from torch import nn
 
 from common.atomic import write_text
+from common.checkpoint import checkpoint_folder
 from common.errors import UserError
 from common.model_card import evaluate_command
 from common.surgery import set_depthwise
@@ -48,13 +49,15 @@ log = logging.getLogger("train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train what the arguments ask for; returns 0.
+    """Train what the arguments ask for; returns 0, or 130 after Ctrl-C.
 
     Raises:
         UserError: it cannot be done.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     settings = load_settings(arguments)
+    if settings.publish:
+        checkpoint_folder(Path(settings.checkpoints_dir), str(settings.name))  # told now, not after the training
     if settings.threads:
         torch.set_num_threads(settings.threads)
     accelerator = _accelerator(settings)
@@ -70,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.info("stopped after update %d; snapshot in %s", progress.update, session.folder.snapshots)
             if stop is Stop.REQUEUE and accelerator.is_main_process:
                 log.info(requeue())
+            if stop is Stop.INTERRUPT:
+                log.info("continue with resume=auto")
     except LocalError as error:
         if not accelerator.is_main_process:  # the others know nothing of it
             print(f"error: {error}", file=sys.stderr)
@@ -78,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         session.monitor.close()
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return 0
+    return 130 if stop is Stop.INTERRUPT else 0
 
 
 # --- building -------------------------------------------------------------------------------------------------

@@ -112,6 +112,10 @@ class TarShard:
                         pictures[key] = member.offset_data, member.size
                     elif extension == "cls" or (extension == "json" and key not in labels):
                         labels[key] = member.offset_data, member.size, extension
+                end = tar.offset
+            with open(path, "rb") as shard:
+                if os.pread(shard.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):  # tarfile says nothing
+                    raise UserError(f"{path} is cut off at byte {end}, it has no end mark; get the shard again")
         except (OSError, tarfile.TarError) as error:
             raise UserError(f"{path} is not a whole, uncompressed tar file: {error}") from error
         unlabelled = [key for key in pictures if key not in labels]

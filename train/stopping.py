@@ -31,6 +31,11 @@ class Stop(IntEnum):
     """SIGTERM, or the launcher has gone."""
     REQUEUE = 2
     """SIGUSR1: time is nearly up; under SLURM the job is put in the queue again."""
+    INTERRUPT = 3
+    """Ctrl-C; a second one does not wait for the snapshot."""
+
+
+_MEANING = {signal.SIGTERM: Stop.SIGNAL, signal.SIGUSR1: Stop.REQUEUE, signal.SIGINT: Stop.INTERRUPT}
 
 
 class StopListener:
@@ -42,7 +47,7 @@ class StopListener:
         # The flags travel between the hosts on the CPU, so that no GPU is waited for.
         several = dist.is_initialized() and dist.get_world_size() > 1
         self.group: Any = dist.new_group(backend="gloo") if several else None
-        self.replaced = {number: signal.signal(number, self._notice) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        self.replaced = {number: signal.signal(number, self._notice) for number in _MEANING}
 
     def close(self) -> None:
         """Put back the handlers that stood before."""
@@ -50,7 +55,9 @@ class StopListener:
             signal.signal(number, handler)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        self.wish = max(self.wish, Stop.REQUEUE if number == signal.SIGUSR1 else Stop.SIGNAL)
+        if number == signal.SIGINT and self.wish is Stop.INTERRUPT:
+            raise KeyboardInterrupt
+        self.wish = max(self.wish, _MEANING[signal.Signals(number)])
 
     def agree(self, snapshot_due: bool) -> tuple[Stop, bool]:
         """Whether to stop after this update, and whether to write a snapshot now; the same answer in all ranks."""
@@ -62,14 +69,13 @@ class StopListener:
         return Stop(int(flags[0])), bool(flags[1])
 
 
-# What a launcher or a terminal sends to every process of a job, those of the loader included.
-_SENT_TO_ALL = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """Signals come after the block. Processes started in it begin the same way, until `ignore_signals`."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SENT_TO_ALL)
+    """Signals come after the block. Processes started in it begin the same way, until `ignore_signals`.
+
+    A launcher or a terminal sends them to every process of a job, those of the loader included.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _MEANING)
     try:
         yield
     finally:
@@ -78,7 +84,7 @@ def signals_wait() -> Iterator[None]:
 
 def ignore_signals(worker: int) -> None:
     """For loader processes: a signal sent to the whole job must not take the data away from the last update."""
-    for number in _SENT_TO_ALL:
+    for number in _MEANING:
         signal.signal(number, signal.SIG_IGN)
 
 

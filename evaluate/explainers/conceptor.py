@@ -55,7 +55,7 @@ def conjunction(c: Tensor, b: Tensor) -> Tensor:
     null_b, inverse_b = _null_and_inverse(b)
     # The intersection of two ranges is what is orthogonal to both null spaces.
     values, vectors = torch.linalg.eigh(null_c @ null_c.mT + null_b @ null_b.mT)
-    shared = vectors[:, values <= NULL**0.5]
+    shared = vectors[:, values <= NULL]
     inner = shared.mT @ (inverse_c + inverse_b - _identity(c)) @ shared
     return _symmetric(shared @ torch.linalg.solve(inner, shared.mT))
 

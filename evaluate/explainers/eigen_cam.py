@@ -10,7 +10,8 @@ def eigen_cam(features: Tensor, gradients: Tensor | None = None, centre: bool = 
     """Activations (hw, C) projected on their first right singular vector.
 
     A singular vector has no sign of its own. Here it is the one for which the projection grows with the length
-    of the activation vectors (positive covariance over positions), so that the map does not depend on the SVD.
+    of the activation vectors (positive covariance over positions), so that the map does not depend on the SVD;
+    without centring, the one whose projection has a positive sum.
 
     Args:
         features: (B, C, h, w).
@@ -33,6 +34,9 @@ def eigen_cam(features: Tensor, gradients: Tensor | None = None, centre: bool = 
     else:
         vectors = torch.linalg.eigh(states.mT @ states).eigenvectors
         projection = (states @ vectors[:, :, -1:])[:, :, 0]
-    covariance = (projection * (lengths - lengths.mean(1, keepdim=True))).sum(1, keepdim=True)
-    signed = torch.where(covariance < 0, -projection, projection).to(features.dtype).unflatten(1, features.shape[2:])
+    if centre:
+        agreement = (projection * (lengths - lengths.mean(1, keepdim=True))).sum(1, keepdim=True)
+    else:
+        agreement = projection.sum(1, keepdim=True)
+    signed = torch.where(agreement < 0, -projection, projection).to(features.dtype).unflatten(1, features.shape[2:])
     return signed.relu() if relu else signed

@@ -24,11 +24,15 @@ class Decomposition:
     input_term: Tensor
     """x * dy/dx, (B, 3, H, W)."""
     bias_terms: list[Tensor] = field(default_factory=list)
-    """b * dy/d(output) of every layer with a bias, (B, C, h, w) or (B, ..., C)."""
+    """b * dy/d(output) of every convolution and batch norm, (B, C, h, w)."""
+    linear_terms: list[Tensor] = field(default_factory=list)
+    """The same of every linear layer with a bias, (..., C), images first."""
 
     def total(self) -> Tensor:
         """(B,) sum of all terms; equals the score where the network is piecewise linear (completeness)."""
-        return sum((t.flatten(1).double().sum(1) for t in self.bias_terms), self.input_term.flatten(1).double().sum(1))
+        images = len(self.input_term)
+        terms = [self.input_term, *self.bias_terms, *self.linear_terms]
+        return torch.stack([term.double().reshape(images, -1).sum(1) for term in terms]).sum(0)
 
 
 class _Biases(TorchFunctionMode):
@@ -38,6 +42,7 @@ class _Biases(TorchFunctionMode):
         super().__init__()
         self.outputs: list[Tensor] = []
         self.biases: list[Tensor] = []
+        self.linear: list[bool] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call, record, and hand on a copy, since the next layer may work in place."""
@@ -51,7 +56,8 @@ class _Biases(TorchFunctionMode):
         if bias is None or not out.requires_grad:
             return out
         self.outputs.append(out)
-        self.biases.append(bias.detach().view(-1, 1, 1) if func is not F.linear else bias.detach())
+        self.biases.append(bias.detach() if func is F.linear else bias.detach().view(-1, 1, 1))
+        self.linear.append(func is F.linear)
         return out.clone()
 
 
@@ -75,8 +81,11 @@ def decompose(query: Query, part: slice = slice(None)) -> Decomposition:
         with _Biases() as record:
             logits = query.forward_eager(leaf)
         gradients = torch.autograd.grad(targets.scores(logits, index).sum(), [leaf, *record.outputs], allow_unused=True)
-    terms = [b * g for b, g in zip(record.biases, gradients[1:]) if g is not None]
-    return Decomposition(full((leaf * gradients[0]).detach()), [full(t) for t in terms])
+    found = Decomposition(full((leaf * gradients[0]).detach()))
+    for bias, gradient, linear in zip(record.biases, gradients[1:], record.linear):
+        if gradient is not None:
+            (found.linear_terms if linear else found.bias_terms).append(full(bias * gradient))
+    return found
 
 
 def _psi(term: Tensor, eps: float = 1e-6) -> Tensor:
@@ -107,10 +116,9 @@ def full_grad(query: Query, align_corners: bool = True) -> Tensor:
         size = query.images.shape[2:]
         total = _psi(parts.input_term).sum(1)
         for term in parts.bias_terms:
-            if term.ndim == 4:
-                # Upsampling is linear: one resize of the channels' sum instead of one a channel.
-                summed = _psi(term).sum(1, keepdim=True)
-                total = total + F.interpolate(summed, size, mode="bilinear", align_corners=align_corners)[:, 0]
+            # Upsampling is linear: one resize of the channels' sum instead of one a channel.
+            summed = _psi(term).sum(1, keepdim=True)
+            total = total + F.interpolate(summed, size, mode="bilinear", align_corners=align_corners)[:, 0]
         return total
 
     return query.micro_batch.run(len(query.images), work, cost=4)

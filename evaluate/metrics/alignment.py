@@ -31,6 +31,8 @@ def spearman(case: Case) -> Tensor:
 
 def top_share(maps: Tensor, percent: float) -> Tensor:
     """(B, N) -> (B, N) bool: values above the (100 - percent)th percentile (linear interpolation, as NumPy's)."""
+    if not 0 < percent <= 100:
+        raise UserError(f"the top {percent} % of a map; take more than 0 and at most 100")
     # No value lies between the two that the percentile is interpolated from, so those above the lower one are meant.
     lower = int((maps.shape[1] - 1) * (1 - percent / 100))
     return maps > maps.kthvalue(lower + 1, 1, keepdim=True).values
@@ -40,7 +42,7 @@ def _tops(case: Case, percent: float) -> tuple[Tensor, Tensor]:
     return top_share(case.resized.flatten(1), percent), top_share(_human(case).flatten(1), percent)
 
 
-def dice(case: Case, percent: float = 10) -> Tensor:
+def dice(case: Case, percent: float = 10.0) -> Tensor:
     """Dice coefficient 2 |A and B| / (|A| + |B|) of both maps' top `percent` of pixels.
 
     As in Harmonization (Fel et al., NeurIPS 2022, evaluation/metrics.py): strictly above the percentile, so that
@@ -57,7 +59,7 @@ def dice_of(ours: Tensor, theirs: Tensor) -> Tensor:
     return 2 * (ours & theirs).sum(1) / (ours.sum(1) + theirs.sum(1)).clamp(min=1)
 
 
-def iou(case: Case, percent: float = 10) -> Tensor:
+def iou(case: Case, percent: float = 10.0) -> Tensor:
     """Intersection over union |A and B| / |A or B| of both maps' top `percent` of pixels; see `dice`.
 
     Returns:

@@ -111,6 +111,11 @@ class Case:
         return min_max(self.resized)
 
     @cached_property
+    def constant(self) -> Tensor:
+        """(B,) bool, maps that say nothing."""
+        return self.resized.amax((1, 2)) == self.resized.amin((1, 2))
+
+    @cached_property
     def region(self) -> Tensor:
         """(B, H, W) bool, pixels of the objects: the masks, or the union of the boxes."""
         if self.masks is not None:

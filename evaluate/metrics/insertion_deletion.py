@@ -74,7 +74,9 @@ def deletion(case: Case, step: int = 224, substrate: Substrate = "mean", of: str
     return _curve(case, case.images, case.query.hidden(substrate).expand_as(case.images), step, of)
 
 
-def insertion(case: Case, step: int = 224, blur_size: int = 11, blur_sigma: float = 5, of: str = "predicted") -> Tensor:
+def insertion(
+    case: Case, step: int = 224, blur_size: int = 11, blur_sigma: float = 5.0, of: str = "predicted"
+) -> Tensor:
     """Curve of the probability while the most salient pixels replace a blurred image; its area is the score.
 
     Args:

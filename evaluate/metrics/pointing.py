@@ -8,14 +8,14 @@ from torch import Tensor
 from evaluate.metrics.case import Case
 
 
-def pointing_game(case: Case, tolerance: float = 15) -> Tensor:
+def pointing_game(case: Case, tolerance: float = 15.0) -> Tensor:
     """1 if the most salient pixel lies on the object or less than `tolerance` pixels from it, else 0.
 
     Zhang et al., IJCV 2018, as TorchRay's benchmark: masks or boxes, nearer than 15 pixels by default (there of
     images whose shorter side is 224). TorchRay averages within each class first, then over classes.
 
     Returns:
-        (B,) 0 or 1; NaN without an object in view. Of several maxima the first counts.
+        (B,) 0 or 1; NaN without an object in view and for a constant map. Of several maxima the first counts.
     """
     width = case.size[1]
     peak = case.resized.flatten(1).argmax(1)
@@ -24,7 +24,7 @@ def pointing_game(case: Case, tolerance: float = 15) -> Tensor:
     row, column = (peak // width)[:, None, None], (peak % width)[:, None, None]
     squared = (rows - row) ** 2 + (columns - column) ** 2
     hits = (((squared < tolerance**2) | (squared == 0)) & case.region).flatten(1).any(1)
-    return _undefined_without_object(case, hits.float())
+    return _undefined_without_object(case, hits.float().where(~case.constant, torch.nan))
 
 
 def standard_pointing(case: Case) -> Tensor:

@@ -46,5 +46,7 @@ def coherency(case: Case, substrate: Substrate = "black") -> Tensor:
 
 
 def complexity(case: Case) -> Tensor:
-    """Mean of the map on 0..1, its L1 norm per pixel (Poppi et al., CVPR workshops 2021); (B,) in 0..1."""
-    return case.saliency.mean((1, 2))
+    """Mean of the map on 0..1, its L1 norm per pixel (Poppi et al., CVPR workshops 2021); (B,) in 0..1, NaN for a
+    constant map.
+    """
+    return case.saliency.mean((1, 2)).where(~case.constant, torch.nan)

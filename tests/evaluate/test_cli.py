@@ -14,8 +14,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.errors import UserError
+from evaluate import engine
 from evaluate.cli import main
 from evaluate.explainers import EXPLAINERS
+from evaluate.runner import RunOptions
 from evaluate.tfrecord import index_records
 from tests.evaluate.conftest import save_untrained
 
@@ -94,8 +96,6 @@ def test_a_second_start_keeps_what_is_finished_and_other_options_do_not(checkpoi
 
 
 def test_a_killed_run_continues_where_it_was(checkpoint, tmp_path, monkeypatch, capsys):
-    import evaluate.engine as engine
-
     monkeypatch.setattr(engine, "CHUNK", 4)
     arguments = ["--ckpt", str(checkpoint), "--data", "scenes", "--limit", "12", "--workers", "0"]
     main([*arguments, "--out", str(tmp_path / "whole")])
@@ -199,10 +199,12 @@ def test_what_an_earlier_run_left_does_not_pass_for_this_ones(checkpoint, tmp_pa
     arguments += ["--out", str(tmp_path / "out")]
     main([*arguments, "--compare", checkpoint.name, f"{checkpoint.name} (2)"])
     assert (tmp_path / "out" / "comparisons.json").exists()
+    (tmp_path / "out" / "figures" / "mine.png").write_bytes(b"a user's own")
     main([*arguments, "--explainer", "layer_cam"])
     assert not (tmp_path / "out" / "comparisons.json").exists()
     figures = [path.name for path in (tmp_path / "out" / "figures").iterdir()]
-    assert figures and not [name for name in figures if "grad_cam" in name]
+    assert len(figures) > 1 and not [name for name in figures if "grad_cam" in name]
+    assert "mine.png" in figures  # what an evaluation did not make stays
 
 
 @pytest.mark.parametrize(
@@ -211,6 +213,7 @@ def test_what_an_earlier_run_left_does_not_pass_for_this_ones(checkpoint, tmp_pa
         (["--seed", "-1"], "--seed -1: must be at least 0"),
         (["--workers", "-1"], "--workers -1: must be at least 0"),
         (["--dry-run"], "give it with --study"),
+        (["--metric", "dice"], "--metric dice: rows with human maps have it already"),
         (["--compare", "demo (untrained)", "demmo"], r"--compare demmo: .* there are demo \(untrained\)"),
     ],
 )
@@ -219,6 +222,26 @@ def test_mistakes_are_told_before_anything_is_measured(arguments, message, tmp_p
     with pytest.raises(UserError, match=message):
         main([*given, *arguments])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told_in_one_line(checkpoint, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    found = run("--ckpt", checkpoint, "--data", "scenes", "--limit", "2", "--out", tmp_path / "file" / "out")
+    assert found.returncode == 2 and "Traceback" not in found.stderr
+    assert found.stderr.startswith("error: ") and "Not a directory" in found.stderr
+
+
+def test_the_folder_of_a_training_run_is_left_alone(checkpoint, tmp_path):
+    (tmp_path / "run" / "snapshots").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds a training run"):
+        main(["--ckpt", str(checkpoint), "--data", "scenes", "--out", str(tmp_path / "run")])
+
+
+def test_parts_are_small_where_an_image_takes_long():
+    cheap = RunOptions(("grad_cam", "other_human", "input_gradient"))
+    assert engine.chunk_size(cheap) == engine.CHUNK
+    for slow in (RunOptions(("grad_cam", "rise")), RunOptions(("opti_cam",)), RunOptions(measures=("deletion",))):
+        assert engine.chunk_size(slow) == engine.SLOW_CHUNK < engine.CHUNK
 
 
 def test_plain_python_exits_with_2_and_one_line(tmp_path):

@@ -31,6 +31,8 @@ def test_folders_named_as_the_models_classes_are_those(tmp_path):
     data = FolderData(tmp_path, classes=["ant", "cat", "dog"])
     assert (data.files, data.labels, data.num_classes) == (["ant/1.png", "dog/1.png"], [0, 2], 3)
     assert data.class_names == ["ant", "cat", "dog"]
+    with pytest.raises(UserError, match=r"has the classes ant, dog, \.\.\., the checkpoint cats, dogs"):
+        FolderData(tmp_path, classes=["cats", "dogs"])
     (tmp_path / "dog").rename(tmp_path / "n01443537")
     (tmp_path / "ant").rename(tmp_path / "n01440764")
     assert FolderData(tmp_path, classes=["ant", "cat", "dog"]).labels == [0, 1]  # WordNet ids, beside a hidden folder

@@ -43,7 +43,7 @@ def test_parts_keep_seconds_and_add_them_up(tmp_path):
 
 
 def test_seconds_survive_a_resume_and_are_the_same_in_every_result(checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(engine, "CHUNK", 4)
+    monkeypatch.setattr(engine, "SLOW_CHUNK", 4)
     explainers = ["grad_cam", "centre", "other_human"]
     arguments = ["--ckpt", str(checkpoint), "--data", "scenes", "--limit", "8", "--workers", "0", "--protocol",
                  "aligned", "--explainer", *explainers, "--metric", "complexity", "--out", str(tmp_path)]  # fmt: skip

@@ -139,6 +139,22 @@ def test_publishing_what_is_no_run(tmp_path: Path) -> None:
         publish_run(tmp_path, "x", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../b"])
+def test_a_checkpoint_goes_nowhere_else(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="no name for a checkpoint"):
+        publish_run(tmp_path, name, tmp_path)
+
+
+def test_what_is_no_checkpoint_is_not_replaced_and_that_is_told_before_the_training(
+    tmp_path: Path, train_here: Callable[..., Path]
+) -> None:
+    (tmp_path / "library" / "thesis").mkdir(parents=True)
+    (tmp_path / "library" / "thesis" / "t.tex").write_text("years of work")
+    with pytest.raises(UserError, match="thesis exists and is no checkpoint"):
+        train_here(*TINY, "name=thesis", f"checkpoints_dir={tmp_path}/library")
+    assert (tmp_path / "library" / "thesis" / "t.tex").exists() and not (tmp_path / "run").exists()
+
+
 def test_a_refused_upload_never_shows_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*given: object, **named: object) -> None:
         raise OSError("bad token secret-token-123 at the hub")

@@ -110,12 +110,14 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, launch: Launch,
     assert_same(whole, tmp_path / "killed")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_stops_after_the_update_and_the_run_continues(tmp_path: Path, launch: Launch, number: int) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 130)])
+def test_a_signal_stops_after_the_update_and_the_run_continues(
+    tmp_path: Path, launch: Launch, number: int, status: int
+) -> None:
     stopped = launch(arguments(tmp_path, "stopped", "snapshots.every_updates=null", "updates=400"), wait=False)
     wait_for(lambda: updates_done(tmp_path / "stopped") >= 2)
     os.kill(stopped.pid, number)
-    assert stopped.wait(timeout=LIMIT) == 0
+    assert stopped.wait(timeout=LIMIT) == status
     place = list_snapshots(tmp_path / "stopped" / "snapshots")
     done = updates_done(tmp_path / "stopped")
     assert len(place) == 1 and int(place[0].name.removeprefix("update_")) == done < 400

@@ -242,6 +242,14 @@ def test_damaged_shards_are_named(tmp_path: Path, kind: str) -> None:
         open_shards(kind, "*.x", data)
 
 
+def test_a_tar_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    write_tars(tmp_path, (6,))
+    content = (tmp_path / "0.tar").read_bytes()
+    (tmp_path / "0.tar").write_bytes(content[: 512 * 5 + 7])  # within the third member
+    with pytest.raises(UserError, match=r"0\.tar is cut off at byte"):
+        open_shards("webdataset", "*.tar", DataSettings(root=str(tmp_path)))
+
+
 def test_a_tar_without_labels_is_named(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         info = tarfile.TarInfo("7.jpg")

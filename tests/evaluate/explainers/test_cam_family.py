@@ -58,6 +58,9 @@ def test_the_sign_of_eigen_cam_follows_the_activations_as_they_come():
     features = torch.tensor([1.0, 9.0, 9.0, 10.0]).view(1, 1, 2, 2)
     signed = eigen_cam(features, relu=False)
     torch.testing.assert_close(signed.flatten(), torch.tensor([-6.25, 1.75, 1.75, 2.75]))
+    states = torch.tensor([[1.0, 0.0]] * 40 + [[0.0, 3.0]] * 4 + [[0.2, 0.2]])  # the few long ones lie elsewhere
+    bare = eigen_cam(states.T.reshape(1, 2, 5, 9), centre=False, relu=False)
+    assert bare.sum() > 0 and bare.amax() > 0.9
 
 
 def test_eigen_cam_equals_the_package_up_to_its_sign(resnet):

@@ -1,5 +1,7 @@
 """Identities of the conceptor algebra; the reconstruction's two filters differ, and shrinking loses nothing."""
 
+import math
+
 import pytest
 import torch
 
@@ -186,3 +188,12 @@ def test_unknown_choices_are_refused():
         conceptor_cam(*activations(), base="score_cam")
     with pytest.raises(UserError, match="aperture"):
         conceptor_cam(*activations(), aperture=0)
+
+
+def test_planes_at_a_small_angle_meet_in_a_line():
+    angle = 1e-3
+    normals = torch.tensor([[0.0, 0.0, 1.0], [0.0, -math.sin(angle), math.cos(angle)]], dtype=torch.float64)
+    planes = [torch.eye(3, dtype=torch.float64) - torch.outer(normal, normal) for normal in normals]
+    expected = torch.zeros(3, 3, dtype=torch.float64)
+    expected[0, 0] = 1
+    torch.testing.assert_close(conjunction(*planes), expected, rtol=0, atol=1e-6)

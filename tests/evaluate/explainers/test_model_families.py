@@ -8,6 +8,7 @@ from PIL import Image
 from common.errors import UserError
 from common.zoo import STUDY_MODELS, create_model, lookup
 from evaluate.explainers import EXPLAINERS, Query
+from evaluate.explainers.full_grad import decompose
 from evaluate.explainers.passes import layer_pass
 from evaluate.explanation import explain
 
@@ -169,3 +170,15 @@ def test_explainers_of_the_last_map_agree_on_the_real_mobilenet(shared_data):
     peaks = {name: m / m.amax((1, 2), keepdim=True) for name, m in maps.items()}
     torch.testing.assert_close(peaks["grad_cam"], peaks["hires_cam"], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(peaks["xgrad_cam"], peaks["hires_cam"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["convnext_tiny", "maxvit_tiny_rw_224"])
+def test_full_grad_takes_linear_layers_between_the_channels_last_for_what_they_are(architecture):
+    model = built(architecture, {"img_size": 64} if "maxvit" in architecture else {"depths": (1, 1, 1, 1)})
+    images = torch.randn(2, 3, 64, 64)
+    parts = decompose(Query(model, images, [1, 2]))
+    assert any(term.ndim == 4 for term in parts.linear_terms) and parts.total().shape == (2,)
+    channels = {m.out_channels for m in model.modules() if isinstance(m, torch.nn.Conv2d)}
+    channels |= {m.num_features for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert parts.bias_terms and {term.shape[1] for term in parts.bias_terms} <= channels
+    assert explain(model, images, [1, 2], "full_grad")["full_grad"].shape == (2, 64, 64)

@@ -323,7 +323,7 @@ def test_every_measure_says_what_it_is():
         ("average_drops", "did you mean"),
         ("zzz", "known: spearman"),
         ("insertion:stride=3", "no parameter 'stride'"),
-        ("insertion:step=0", "at least 1"),
+        ("insertion:step=0", "whole number from 1 on"),
         ("insertion:blur_size=4", "odd"),
         ("deletion:of=other", "predicted or target"),
         ("saliency_metric:of=other", "crop or image"),
