@@ -228,11 +228,13 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def load(source: BatchSource, sampler: Sampler[list[SampleKey]], settings: Settings, pin: bool) -> Generator[Batch]:
-    """Batches of a sampler, loaded by `data.workers` processes.
+def make_loader(
+    source: BatchSource, sampler: Sampler[list[SampleKey]], settings: Settings, pin: bool, stays: bool = False
+) -> DataLoader[Batch]:
+    """The loader of a sampler's batches, with `data.workers` processes.
 
-    Raises:
-        LocalError: a picture could not be loaded.
+    With `stays` its processes start now and serve every pass. Python 3.11 may hang in a process that is forked while
+    a thread of gloo, done with a collective operation, calls into Python; at the start of a run none does.
     """
     workers = min(settings.data.workers, len(sampler))  # type: ignore[arg-type]
     loader: DataLoader[Batch] = DataLoader(
@@ -243,9 +245,22 @@ def load(source: BatchSource, sampler: Sampler[list[SampleKey]], settings: Setti
         pin_memory=pin,
         worker_init_fn=ignore_signals if workers else None,
         prefetch_factor=settings.data.prefetch if workers else None,
+        persistent_workers=stays and workers > 0,
         generator=torch.Generator(),  # else the loader would draw from the generator that the model's layers use
     )
-    with signals_wait():  # the loader's processes start here, and obey signals until `ignore_signals` has run
+    if stays and workers:
+        with signals_wait():
+            iter(loader)
+    return loader
+
+
+def load(loader: DataLoader[Batch]) -> Generator[Batch]:
+    """One pass over a loader's batches.
+
+    Raises:
+        LocalError: a picture could not be loaded.
+    """
+    with signals_wait():  # the loader's processes may start here, and obey signals until `ignore_signals` has run
         batches = iter(loader)
     for batch in batches:
         if isinstance(batch, LoadFailure):

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from common.errors import UserError
 from common.surgery import clamp_positions
 from common.transform import ModelTransform
 from train.augment import BatchMixing
 from train.averaging import average_buffers
-from train.batches import BatchSource, SampleOrder, TrainingSampler, load, to_input
+from train.batches import Batch, BatchSource, SampleOrder, TrainingSampler, load, make_loader, to_input
 from train.configure import accumulation, as_dict
 from train.monitor import Clock, Monitor
 from train.objective import Repulsion, classification_loss, correct, first_not_finite
@@ -45,7 +46,7 @@ class Session:
     """The model as Accelerate wrapped it; `state.model` is the same without."""
     schedule: Schedule
     train_source: BatchSource
-    val_source: BatchSource
+    val_loader: DataLoader[Batch]
     transform: ModelTransform
     folder: RunFolder
     monitor: Monitor
@@ -69,7 +70,7 @@ def train(session: Session) -> tuple[Stop, dict[str, Scores]]:
     # --- data: this process's micro-batches, from the present update to the end
     order = SampleOrder(session.train_source, settings.seed, settings.augment.repeats)
     sampler = TrainingSampler(order, progress.update, progress.total, settings.batch_size, accumulate, rank, world)
-    batches = load(session.train_source, sampler, settings, device.type == "cuda")
+    batches = load(make_loader(session.train_source, sampler, settings, device.type == "cuda"))
     mixing = BatchMixing(settings, session.train_source.num_classes, rank)
     repulsion = Repulsion(state.model, settings.positions)
 
@@ -250,7 +251,7 @@ def _validate(session: Session) -> dict[str, Scores]:
     state, progress = session.state, session.state.progress
     models = {"raw": state.model, **({"ema": state.ema.model} if state.ema else {})}
     average_buffers(*models.values())
-    scores = validate(models, session.val_source, session.settings, session.transform, session.accelerator)
+    scores = validate(models, session.val_loader, session.settings, session.transform, session.accelerator)
     chosen = scores[session.settings.publish_weights]
     if chosen.top1 > progress.best_top1:
         progress.best_top1, progress.best_update = chosen.top1, progress.update

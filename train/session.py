@@ -11,10 +11,10 @@ import logging
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -30,7 +30,7 @@ from common.surgery import set_depthwise
 from common.zoo import crashes_channels_last, create_model
 from train.augment import model_transform
 from train.averaging import Ema
-from train.batches import LocalError, open_data
+from train.batches import LocalError, ValidationSampler, make_loader, open_data
 from train.configure import accumulation, as_dict, dcls_spec, load_settings
 from train.displacement import load_positions, positions_of, save_positions
 from train.loop import METERS, Session, train
@@ -115,6 +115,8 @@ def _build(settings: Settings, accelerator: Accelerator, command: str) -> Sessio
 
     # --- data
     train_source, val_source = open_data(settings)
+    mine = ValidationSampler(len(val_source), settings.eval_batch_size or settings.batch_size, rank, world)
+    val_loader = make_loader(val_source, mine, settings, device.type == "cuda", stays=True)
     if settings.num_classes is None:
         settings.num_classes = train_source.num_classes
 
@@ -158,7 +160,7 @@ def _build(settings: Settings, accelerator: Accelerator, command: str) -> Sessio
     transform = model_transform(settings)
     watch = Watch(monitor, transform, initial)
     session = Session(
-        settings, accelerator, state, wrapped, schedule, train_source, val_source, transform, folder, monitor, watch
+        settings, accelerator, state, wrapped, schedule, train_source, val_loader, transform, folder, monitor, watch
     )
     _announce(session, resuming)
     if not resuming:
@@ -252,10 +254,11 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
 def _announce(session: Session, resuming: bool) -> None:
     settings, progress = session.settings, session.state.progress
     count = sum(p.numel() for p in session.state.model.parameters())
+    validated = len(cast(Sized, session.val_loader.dataset))
     rows = [
         ("run", str(session.folder.path)),
         ("model", f"{settings.model}, {count / 1e6:.2f} M parameters, {settings.num_classes} classes"),
-        ("data", f"{settings.data.source}: {progress.images} to train, {len(session.val_source)} to validate"),
+        ("data", f"{settings.data.source}: {progress.images} to train, {validated} to validate"),
         ("length", f"{progress.total} updates, {progress.total * progress.global_batch / progress.images:.1f} epochs"),
         (
             "update",

@@ -8,10 +8,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from common.errors import UserError
 from common.transform import ModelTransform
-from train.batches import BatchSource, ValidationSampler, load, to_input
+from train.batches import Batch, load, to_input
 from train.settings import Settings
 
 
@@ -32,7 +33,7 @@ class Scores:
 @torch.no_grad()
 def validate(
     models: dict[str, nn.Module],
-    source: BatchSource,
+    loader: DataLoader[Batch],
     settings: Settings,
     transform: ModelTransform,
     accelerator: Accelerator,
@@ -42,17 +43,11 @@ def validate(
     Each process takes its own pictures; sums and counts are added up once, at the end. The models must be
     unwrapped: shares of unequal length would keep DDP waiting.
     """
-    sampler = ValidationSampler(
-        len(source),
-        settings.eval_batch_size or settings.batch_size,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
     sums = {name: torch.zeros(4, dtype=torch.float64, device=accelerator.device) for name in models}
     modes = {name: model.training for name, model in models.items()}
     for model in models.values():
         model.eval()
-    for batch in load(source, sampler, settings, accelerator.device.type == "cuda"):
+    for batch in load(loader):
         images = to_input(batch.images, transform, accelerator.device, settings.channels_last)
         labels = batch.labels.to(accelerator.device, non_blocking=True)
         for name, model in models.items():

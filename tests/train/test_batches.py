@@ -21,6 +21,7 @@ from train.batches import (
     TrainingSampler,
     ValidationSampler,
     load,
+    make_loader,
     open_data,
 )
 from train.configure import load_settings
@@ -110,7 +111,7 @@ def test_workers_do_not_change_batches(settings: Settings, source: str) -> None:
     for workers in (0, 2):
         settings.data.workers = workers
         sampler = TrainingSampler(SampleOrder(train, 0), 0, 3, 8, 1, 0, 1)  # the third batch spans two epochs
-        found.append(list(load(train, sampler, settings, pin=False)))
+        found.append(list(load(make_loader(train, sampler, settings, pin=False))))
     for one, two in zip(*found, strict=True):
         assert torch.equal(one.images, two.images) and torch.equal(one.labels, two.labels)
 
@@ -120,7 +121,7 @@ def test_loading_leaves_the_models_generator_alone(settings: Settings) -> None:
     _, val = open_data(settings)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    list(load(val, ValidationSampler(len(val), 4, 0, 1), settings, pin=False))
+    list(load(make_loader(val, ValidationSampler(len(val), 4, 0, 1), settings, pin=False)))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -152,7 +153,7 @@ def test_a_label_beyond_the_outputs_is_an_error(settings: Settings) -> None:
     source, _ = open_data(settings)
     sampler = TrainingSampler(SampleOrder(source, 0), 0, 2, 8, 1, 0, 1)
     with pytest.raises(UserError, match="2 outputs"):
-        list(load(source, sampler, settings, pin=False))
+        list(load(make_loader(source, sampler, settings, pin=False)))
 
 
 def test_a_second_interrupt_does_not_wait() -> None:
@@ -181,7 +182,7 @@ def test_a_signal_to_the_whole_job_while_the_loader_starts_does_not_take_its_pro
     _, source = open_data(settings)
     listener = StopListener()
     try:
-        batches = list(load(source, ValidationSampler(len(source), 2, 0, 1), settings, pin=False))
+        batches = list(load(make_loader(source, ValidationSampler(len(source), 2, 0, 1), settings, pin=False)))
         assert sum(len(batch.labels) for batch in batches) == len(source)
         assert listener.wish is Stop.NO
         os.kill(os.getpid(), signal.SIGTERM)  # this process itself listens again

@@ -17,7 +17,7 @@ from timm.data import ImageNetInfo
 
 from common.errors import UserError
 from tests.train.conftest import make_photographs
-from train.batches import LoadFailure, Photographs, SampleKey, ValidationSampler, load, open_data
+from train.batches import LoadFailure, Photographs, SampleKey, ValidationSampler, load, make_loader, open_data
 from train.configure import load_settings
 from train.decoding import decode_picture
 from train.settings import DataSettings, Settings
@@ -137,7 +137,7 @@ def test_a_picture_that_does_not_decode_is_one_line_from_a_worker_too(tmp_path: 
     ]
     assert len(parts) == 1
     with pytest.raises(UserError) as caught:
-        list(load(parts[0], ValidationSampler(len(parts[0]), 2, 0, 1), settings, pin=False))
+        list(load(make_loader(parts[0], ValidationSampler(len(parts[0]), 2, 0, 1), settings, pin=False)))
     assert str(bad) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -266,5 +266,5 @@ def test_shards_are_read_by_workers(tmp_path: Path) -> None:
     )
     train, _ = open_data(settings)
     assert isinstance(train, Photographs) and train.num_classes == 1000
-    batches = list(load(train, ValidationSampler(len(train), 4, 0, 1), settings, pin=False))
+    batches = list(load(make_loader(train, ValidationSampler(len(train), 4, 0, 1), settings, pin=False)))
     assert sum(len(b.labels) for b in batches) == len(train) == 10
