@@ -26,7 +26,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 INTERPOLATIONS = ("v0", "v1", "max", "gauss")
 _NORMALISATION_EPS = 1e-7
 _CACHED_VALUES = 2**17  # of images whose depthwise weight gradient is computed together on a CPU
-_KEPT_ELEMENTS = 2**17  # of a position tensor whose taps are kept from layer to layer on a CPU, 8 MiB
 _MIN_SIGMA = {"max": 1.0, "gauss": 0.27}  # added to |SIG|: the narrowest bump, in pixels
 # The package starts `max` at SIG = 0, where d|SIG|/dSIG = 0, and so never learns it.
 _INITIAL_SIG = {"max": 0.01, "gauss": 0.23}
@@ -215,8 +214,11 @@ _known_taps: WeakIdKeyDictionary = WeakIdKeyDictionary()  # positions -> (size, 
 
 
 def _shared_taps(positions: Tensor, size: tuple[int, int], interpolation: str) -> _Taps:
-    """`_taps`, computed once for the layers of a stage, which share P, and kept until P is another."""
-    if torch.compiler.is_compiling() or positions.numel() > 2 * _KEPT_ELEMENTS:
+    """`_taps`, computed once for the layers of a stage, which share P, and kept until P is another.
+
+    Of depthwise layers only: elsewhere they would take more memory than they save time.
+    """
+    if torch.compiler.is_compiling() or positions.shape[2] > 1:
         return _taps(positions, size, interpolation)
     known = _known_taps.get(positions)
     if known is None or known[:2] != (size, interpolation) or not torch.equal(known[2], positions):
