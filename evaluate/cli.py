@@ -220,4 +220,8 @@ def _compare(
 ) -> list[dict[str, Any]]:
     comparisons = compare_pairs(result.groups, pairs, result.data.ceiling, seed)
     seeds = group_seeds(scores)
-    return [{**item, "verdict": verdict(item, seeds)} for item in comparisons]
+    notes = scores[0]["explainer_notes"]
+    return [
+        {**item, "verdict": verdict(item, seeds), "explainer_note": notes.get(item["explainer"])}
+        for item in comparisons
+    ]
