@@ -278,7 +278,8 @@ def test_options_that_cannot_be_served(arguments, message, tmp_path):
 def test_compare_prints_a_paired_difference(checkpoint, tmp_path, capsys):
     other = save_untrained(tmp_path / "other", seed=3)
     main(["--ckpt", str(checkpoint), str(other), "--data", "scenes", "--limit", "16", "--out", str(tmp_path / "out"),
-          "--workers", "0", "--compare", "untrained_dcls", "other", "--explainer", "grad_cam", "conceptor_cam"])  # fmt: skip
+          "--workers", "0", "--compare", "untrained_dcls", "other",
+          "--explainer", "grad_cam", "conceptor_cam"])  # fmt: skip
     items = json.loads((tmp_path / "out" / "comparisons.json").read_text())
     scores = {(s["checkpoint"], s["explainer"]): s for s in json.loads((tmp_path / "out" / "scores.json").read_text())}
     for item in items:
