@@ -32,7 +32,10 @@ def run_command(main: Callable[[], int | None]) -> int:
     except OSError as error:
         if error.errno not in _REFUSED or error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}; choose another place or free this one", file=sys.stderr)
+        print(
+            f"error: {error.filename}: {error.strerror}; check the place, its permissions and its free space",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

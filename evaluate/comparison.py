@@ -37,7 +37,8 @@ def compare_pairs(
 def seed_family(checkpoint: str) -> str:
     """Name of a model without its seed: `demo_dcls_seed3` and `demo_dcls-s3` belong to `demo_dcls`.
 
-    But `caformer_s18` has its size in its name."""
+    But `caformer_s18` has its size in its name.
+    """
     return re.sub(r"([_-]seed_?|-s)\d+$", "", checkpoint)
 
 

@@ -101,10 +101,9 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
     device = options.device
     pixels = batch.pixels.to(device, non_blocking=True)
     images = subject.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)
-    labels = batch.labels.to(device)
     explained = batch.human is not None or options.measures
     methods = [name for name in options.explainers if name != OTHER_HUMAN] if explained else []
-    asked = labels if options.target == "label" else None
+    asked = _asked_classes(batch, options)
     maps = _explain(subject, subject.model, images, asked, batch, methods, options)
     targets = maps.logits.argmax(1) if asked is None else asked
     known = zip(batch.image_ids, batch.indices.tolist(), batch.labels.tolist(), maps.logits.argmax(1).tolist())
@@ -126,7 +125,7 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
             "degenerate": [None] * len(rows) if constant is None else constant.tolist(),
         }
         if options.measures:
-            case = _case(subject, images, targets, labels, batch, human, maps, explainer, options, case)
+            case = _case(subject, images, targets, batch, human, maps, explainer, options, case)
             columns |= _measured(case, options)
         for aligned in [{}] if human is None else human.columns(maps[explainer]):
             both = columns | aligned
@@ -188,6 +187,11 @@ def _next_human_map(data: EvalData, index: int, skip_bad: bool) -> Tensor:
     raise UserError(f"{OTHER_HUMAN} needs human maps; {data.name} has none")
 
 
+def _asked_classes(batch: Batch, options: RunOptions) -> Tensor | None:
+    """(B,) classes to be explained; None: those the model predicts."""
+    return batch.labels.to(options.device) if options.target == "label" else None
+
+
 def _explain(
     subject: Subject,
     model: nn.Module,
@@ -219,7 +223,6 @@ def _case(
     subject: Subject,
     images: Tensor,
     targets: Tensor,
-    labels: Tensor,
     batch: Batch,
     human: HumanMaps | None,
     maps: Maps,
@@ -243,7 +246,7 @@ def _case(
         maps[explainer],
         targets,
         transform=subject.transform,
-        labels=labels,
+        labels=batch.labels,
         human=None if human is None else resize_saliency(human.aligned, size),
         boxes=batch.boxes,
         explain=explain_again,
@@ -292,6 +295,5 @@ def saliency_of(subject: Subject, batch: Batch, options: RunOptions) -> dict[str
     pixels = batch.pixels.to(options.device)
     images = subject.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)
     methods = [name for name in options.explainers if name != OTHER_HUMAN]
-    targets = batch.labels.to(options.device) if options.target == "label" else None
-    maps = _explain(subject, subject.model, images, targets, batch, methods, options)
+    maps = _explain(subject, subject.model, images, _asked_classes(batch, options), batch, methods, options)
     return {name: resize_saliency(saliency, images.shape[-1]).cpu() for name, saliency in maps.items()}

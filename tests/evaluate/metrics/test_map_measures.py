@@ -224,3 +224,11 @@ def test_boxes_in_view():
     assert found[0].tolist() == pytest.approx([0, 0, 224, 224])
     double = boxes_in_view(torch.tensor([[288.0, 32.0, 736.0, 480.0]]), 1024, 512, transform)
     assert double[0].tolist() == pytest.approx([0, 0, 224, 224])
+
+
+@pytest.mark.parametrize("name", ["complexity", "pointing_game", "standard_pointing", "energy_pointing"])
+def test_a_map_that_says_nothing_wins_nothing(name):
+    saliency = torch.stack([torch.full((20, 20), 0.7), torch.arange(400.0).view(20, 20)])
+    corners = [torch.tensor([[0.0, 0.0, 5.0, 5.0]]), torch.tensor([[15.0, 15.0, 20.0, 20.0]])]
+    found = one(name, saliency, boxes=corners)
+    assert np.isnan(found[0]) and found[1] > 0
