@@ -29,7 +29,7 @@ from train.randomness import seeded
 from train.settings import Settings
 from train.shards import open_shards
 from train.sources import Records, open_folders, open_hub
-from train.stopping import ignore_signals, signals_wait
+from train.stopping import obey_parent, signals_wait
 
 SOURCES = ("imagefolder", "scenes", "hf:REPOSITORY", "parquet:PATTERN", "webdataset:PATTERN")
 
@@ -243,7 +243,7 @@ def make_loader(
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin,
-        worker_init_fn=ignore_signals if workers else None,
+        worker_init_fn=obey_parent if workers else None,
         prefetch_factor=settings.data.prefetch if workers else None,
         persistent_workers=stays and workers > 0,
         generator=torch.Generator(),  # else the loader would draw from the generator that the model's layers use
@@ -260,7 +260,7 @@ def load(loader: DataLoader[Batch]) -> Generator[Batch]:
     Raises:
         LocalError: a picture could not be loaded.
     """
-    with signals_wait():  # the loader's processes may start here, and obey signals until `ignore_signals` has run
+    with signals_wait():  # the loader's processes may start here
         batches = iter(loader)
     for batch in batches:
         if isinstance(batch, LoadFailure):

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from enum import IntEnum
 from types import FrameType
@@ -71,10 +72,7 @@ class StopListener:
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """Signals come after the block. Processes started in it begin the same way, until `ignore_signals`.
-
-    A launcher or a terminal sends them to every process of a job, those of the loader included.
-    """
+    """Signals come after the block. Processes started in it begin the same way, and may then call `obey_parent`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _MEANING)
     try:
         yield
@@ -82,10 +80,19 @@ def signals_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignore_signals(worker: int) -> None:
-    """For loader processes: a signal sent to the whole job must not take the data away from the last update."""
-    for number in _MEANING:
-        signal.signal(number, signal.SIG_IGN)
+def obey_parent(worker: int) -> None:
+    """For loader processes started under `signals_wait`: only the trainer that started them may end them.
+
+    A launcher or a terminal signals every process of a job, and the last update still needs its data. Where a trainer
+    exits with its loader open, though, Python sends SIGTERM to the loader's processes and waits until they are gone.
+    """
+
+    def listen() -> None:
+        while signal.sigwaitinfo(_MEANING).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
 
 
 def requeue() -> str:

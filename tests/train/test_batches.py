@@ -3,6 +3,9 @@
 import os
 import random
 import signal
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +192,24 @@ def test_a_signal_to_the_whole_job_while_the_loader_starts_does_not_take_its_pro
         assert listener.wish is Stop.SIGNAL
     finally:
         listener.close()
+
+
+def test_a_process_that_exits_with_its_loader_open_does_not_wait_for_ever(settings: Settings) -> None:
+    """An error leaves the loader in a traceback; at its exit Python ends the loader's processes and waits for them."""
+    program = """
+        import sys
+        from train.batches import ValidationSampler, load, make_loader, open_data
+        from train.configure import load_settings
+        settings = load_settings(sys.argv[1:])
+        _, source = open_data(settings)
+        loader = make_loader(source, ValidationSampler(len(source), 1, 0, 1), settings, pin=False, stays=True)
+        batches = load(loader)
+        next(batches)
+        kept = [loader, batches]
+        kept.append(kept)
+        sys.exit(3)
+    """
+    given = ["recipe=convnext_t", f"data.root={settings.data.root}", "data.val_fraction=0.25", "data.workers=2"]
+    command = [sys.executable, "-c", textwrap.dedent(program), *given]
+    ended = subprocess.run(command, timeout=120, capture_output=True, text=True, start_new_session=True)
+    assert (ended.returncode, ended.stderr) == (3, "")
