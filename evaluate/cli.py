@@ -20,7 +20,7 @@ from evaluate.explainers import EXPLAINERS, MicroBatch, parse_method, with_warni
 from evaluate.figures import write_figures
 from evaluate.gallery import choose_gallery, gallery_column
 from evaluate.metrics import MEASURES, parse_measure
-from evaluate.options import add_layer_option, add_model_options, model_args
+from evaluate.options import add_compile_option, add_layer_option, add_model_options, model_args
 from evaluate.processes import Processes, default_workers, start_processes
 from evaluate.protocols import PROTOCOLS
 from evaluate.report import measure_table, write_report
@@ -73,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--skip-bad", action="store_true", help="leave out and list images that cannot be read")
     how.add_argument("--seed", type=int, default=0, help="of --limit, the bootstrap and untrained weights")
     how.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the features; the head is fp32")
+    add_compile_option(how)
     how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return p
 
@@ -108,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.batch_size or (8 if processes.device.type == "cpu" else 32),
         default_workers(processes.device) if args.workers is None else args.workers,
         args.precision == "bf16",
+        args.compile,
         processes.device,
         MicroBatch(args.micro_batch, processes.device),
         skip_bad=args.skip_bad,
@@ -186,6 +188,7 @@ def _finish(
             "fingerprint": result.data.fingerprint(),
         },
         "precision": args.precision,
+        "compile": args.compile,
         "device": str(options.device),
         "processes": processes.world,
         "seed": args.seed,

@@ -113,6 +113,9 @@ def evaluate_requests(
         chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
         digest = subject.weights_sha256 or state_digest(subject)
         question = _question(subject, digest, data, indices, options)
+        if options.compile:
+            subject.to(options.device)
+            subject.compile()
         store = PartStore(
             out / "parts", subject.name, question, schema_with(options.measures, curves(options.measures))
         )
@@ -244,6 +247,7 @@ def _question(
         "protocols": options.protocols,
         "measures": options.measures,
         "bf16": options.bf16,
+        "compile": options.compile,
         "device": options.device.type,
         "skip_bad": options.skip_bad,
         "versions": library_versions(),

@@ -1,4 +1,4 @@
-"""Command-line options that several commands share: which model a weight file belongs to."""
+"""Command-line options that several commands share."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ def add_model_options(parser: Any) -> None:
 def add_layer_option(parser: Any) -> None:
     """Add `--layer` to a parser or a group of one."""
     parser.add_argument("--layer", help="name of the module that is explained (default: the last feature map)")
+
+
+def add_compile_option(parser: Any) -> None:
+    """Add `--compile` to a parser or a group of one."""
+    told = "torch.compile the network: up to twice as fast where there are many passes, after a minute's preparation"
+    parser.add_argument("--compile", action="store_true", help=told)
 
 
 def model_args(pairs: Sequence[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from common.errors import UserError
 from evaluate.data import names_of_classes, open_image
 from evaluate.explainers import EXPLAINERS, MicroBatch, parse_method, with_warning
 from evaluate.explanation import Maps, explain
-from evaluate.options import add_layer_option, add_model_options, model_args
+from evaluate.options import add_compile_option, add_layer_option, add_model_options, model_args
 from evaluate.overlays import overlay
 from evaluate.processes import start_processes
 from evaluate.subjects import load_subject
@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--target", type=int, help="class index that is explained (default: the predicted class)")
     add_layer_option(p)
     p.add_argument("--micro-batch", type=int, help="images at once where many passes are needed; adapts to memory")
+    add_compile_option(p)
     p.add_argument("--out", type=Path, default=Path("results/explain"), help="folder of results (%(default)s)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return p
@@ -65,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
     if args.target is not None and not 0 <= args.target < subject.num_classes:
         raise UserError(f"--target {args.target}: the model has classes 0 to {subject.num_classes - 1}")
     subject.to(device)
+    if args.compile:
+        subject.compile()
     names = names_of_classes(subject.num_classes, subject.classes) or [str(i) for i in range(subject.num_classes)]
 
     micro_batch = MicroBatch(args.micro_batch, device)

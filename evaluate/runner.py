@@ -42,6 +42,8 @@ class RunOptions:
     workers: int = 2
     bf16: bool = False
     """Features in bfloat16; the head and the maps stay float32."""
+    compile: bool = False
+    """Forward passes through `torch.compile`; layers named to be explained run as written."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     micro_batch: MicroBatch | None = None
     """Images at once where a method needs many forward passes; None: adapts to memory."""

@@ -18,6 +18,7 @@ from common.surgery import fold_dcls
 from common.transform import ModelTransform
 from common.weights import load_state, sha256
 from common.zoo import ZooModel, create_model, lookup
+from evaluate.compiled import CompiledModel
 
 
 @dataclass
@@ -44,6 +45,10 @@ class Subject:
     def to(self, device: torch.device) -> None:
         """Move the model; channels_last, in which convolutions run fastest."""
         self.model.to(device).to(memory_format=torch.channels_last)
+
+    def compile(self) -> None:
+        """Compile the model; it must be on its device."""
+        self.model = CompiledModel(self.model)
 
 
 def label_of(spec: str, model_name: str | None = None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,9 +100,9 @@ def head_pass(model: nn.Module, images: Tensor, targets: Targets = None, bf16: b
         UserError: the model gives no feature map.
         ValueError: the targets do not fit.
     """
-    bare = uncompiled(model)
+    bare, backbone = uncompiled(model), cast(Any, model)
     with torch.no_grad(), precision(images, bf16):
-        output = bare.forward_features(images)
+        output = backbone.forward_features(images)
     if not isinstance(output, Tensor):
         raise UserError(f"{type(bare).__name__} gives features as {type(output).__name__}; {_NAME_ONE}")
     layout = find_layout(bare, output, images)

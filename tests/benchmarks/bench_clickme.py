@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from common.zoo import create_model
+from evaluate.compiled import CompiledModel
 from evaluate.data import Batch, ClickMeData, load_batches
 from evaluate.processes import default_workers
 from evaluate.runner import RunOptions, measure
@@ -29,7 +31,7 @@ from tests.benchmarks.records import write_clickme
 TITLE = "ClickMe evaluation, TFRecord to row, Grad-CAM and Threshold-Grad-CAM"
 GOAL = (
     "Goal: 0.9 of a forward pass of the same folded model; 15 times the study's way of doing it in float32, 30 times "
-    "in bf16 (the study's way in float32)."
+    "in bf16 (the study's way in float32). The forward pass is as written; with `--compile` ours is compiled."
 )
 MODEL = "convnext_t_dcls"
 
@@ -76,10 +78,7 @@ def run(rounds: int = 3, count: int | None = None, batch: int | None = None) -> 
         data = ClickMeData(write_clickme(Path(folder), count))
         loaded = list(load_batches(data, subject.transform, range(count), batch, 2))
         first = list(load_batches(data, subject.transform, range(few), min(batch, few), 0))
-        options = {
-            bf16: RunOptions(batch_size=batch, workers=default_workers(device()), bf16=bf16, device=device())
-            for bf16 in (False, True)
-        }
+        compiled = replace(subject, model=CompiledModel(subject.model))
 
         def forward(bf16: bool) -> Callable[[], object]:
             @torch.no_grad()
@@ -90,8 +89,9 @@ def run(rounds: int = 3, count: int | None = None, batch: int | None = None) -> 
 
             return work
 
-        def ours(bf16: bool) -> Callable[[], object]:
-            return lambda: list(measure(subject, data, range(count), options[bf16]))
+        def ours(what: Subject, bf16: bool) -> Callable[[], object]:
+            options = RunOptions(batch_size=batch, workers=default_workers(device()), bf16=bf16, device=device())
+            return lambda: list(measure(what, data, range(count), options))
 
         inputs = [
             subject.transform.normalise(b.pixels.to(device())).contiguous(memory_format=torch.channels_last)
@@ -105,27 +105,28 @@ def run(rounds: int = 3, count: int | None = None, batch: int | None = None) -> 
         times = alternate(
             {
                 "forward fp32": forward(False),
-                "ours fp32": ours(False),
+                "ours fp32": ours(subject, False),
+                "compiled fp32": ours(compiled, False),
                 "forward bf16": forward(True),
-                "ours bf16": ours(True),
+                "ours bf16": ours(subject, True),
+                "compiled bf16": ours(compiled, True),
                 "study fp32": lambda: study_way(study, subject, data, first),
             },
             rounds,
         )
     speed = {name: (few if name.startswith("study") else count) / t.median for name, t in times.items()}
-    return markdown(
-        ["precision", "forward pass img/s", "ours img/s", "study's way img/s", "ours / forward", "ours / study", "s"],
-        [_row(precision, times, speed) for precision in ("fp32", "bf16")],
-    )
+    head = ["", "forward pass img/s", "ours img/s", "study's way img/s", "ours / forward", "ours / study", "s"]
+    ways = [("ours", "fp32"), ("compiled", "fp32"), ("ours", "bf16"), ("compiled", "bf16")]
+    return markdown(head, [_row(way, precision, times, speed) for way, precision in ways])
 
 
-def _row(precision: str, times: dict[str, Timing], speed: dict[str, float]) -> list[str]:
-    forward, ours, study = speed[f"forward {precision}"], speed[f"ours {precision}"], speed["study fp32"]
-    spread = " / ".join(str(times[name]) for name in (f"forward {precision}", f"ours {precision}", "study fp32"))
+def _row(way: str, precision: str, times: dict[str, Timing], speed: dict[str, float]) -> list[str]:
+    names = (f"forward {precision}", f"{way} {precision}", "study fp32")
+    forward, ours, study = (speed[name] for name in names)
     return [
-        f"{MODEL}, {precision}",
+        f"{MODEL}, {precision}{', --compile' * (way == 'compiled')}",
         *(f"{value:.2f}" for value in (forward, ours, study)),
         f"{ours / forward:.2f}",
         f"{ours / study:.1f}",
-        spread,
+        " / ".join(str(times[name]) for name in names),
     ]

@@ -120,6 +120,15 @@ def test_pointing_in_an_oblong_image_at_the_highest_signed_value():
     assert one("standard_pointing", saliency, boxes=beside) == [0]
 
 
+def test_of_several_maxima_the_first_counts_in_the_pointing_game_and_any_in_opti_cams():
+    saliency = torch.ones(1, 20, 20)
+    saliency[0, 0, 0] = 0  # Fake-CAM
+    assert one("pointing_game:tolerance=0", saliency, boxes=BOX) == [0]
+    assert one("standard_pointing", saliency, boxes=BOX) == [1]
+    saliency[0, 2:6, 4:8] = 0.9
+    assert one("standard_pointing", saliency, boxes=BOX) == [0]
+
+
 def test_energy_pointing_and_f1_by_hand():
     saliency = torch.zeros(1, 20, 20)
     saliency[0, 2, 4], saliency[0, 3, 5], saliency[0, 10, 10] = 2, 1, 1  # 3 of 4 inside, in units of 2
