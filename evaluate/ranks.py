@@ -50,7 +50,7 @@ def _ranks_by_sort(x: Tensor) -> Tensor:
 
 
 def _ranks_by_radix(x: Tensor) -> Tensor:
-    """Row by row in threads, for float32 on a CPU: several times faster there.
+    """Row by row, a share of the rows for each thread, for float32 on a CPU: several times faster there.
 
     The bits of floats become unsigned integers of the same order, sorted by their lower, then by their upper half:
     NumPy sorts 16-bit integers by radix.
@@ -58,17 +58,19 @@ def _ranks_by_radix(x: Tensor) -> Tensor:
     values = (x + 0.0).contiguous().numpy()  # no negative zero: ties are told by the bits
     ranks = np.empty(values.shape)
 
-    def rank(row: int) -> None:
-        bits = values[row].view(np.int32)
-        keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.uint32) ^ np.uint32(0x80000000)
-        order = np.argsort(keys.astype(np.uint16), kind="stable")
-        order = order[np.argsort((keys >> np.uint32(16)).astype(np.uint16)[order], kind="stable")]
-        keys = keys[order]
-        bounds = np.concatenate(([0], np.flatnonzero(keys[1:] != keys[:-1]) + 1, [len(keys)]))
-        ranks[row, order] = np.repeat((bounds[:-1] + bounds[1:] + 1) / 2, np.diff(bounds))
+    def rank(first: int) -> None:
+        for row in range(first, len(values), threads):
+            bits = values[row].view(np.int32)
+            keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.uint32) ^ np.uint32(0x80000000)
+            order = np.argsort(keys.astype(np.uint16), kind="stable")
+            order = order[np.argsort((keys >> np.uint32(16)).astype(np.uint16)[order], kind="stable")]
+            keys = keys[order]
+            bounds = np.concatenate(([0], np.flatnonzero(keys[1:] != keys[:-1]) + 1, [len(keys)]))
+            ranks[row][order] = np.repeat((bounds[:-1] + bounds[1:] + 1) / 2, np.diff(bounds))
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(rank, range(len(values))))
+    threads = min(torch.get_num_threads(), len(values))
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(rank, range(threads)))
     return torch.from_numpy(ranks)
 
 

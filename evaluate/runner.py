@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -150,7 +151,7 @@ class HumanMaps:
         framed = {p: frame_human_map(human, seen, p).flatten(1) for p in options.protocols}
         self.ranks = {p: average_ranks(values) for p, values in framed.items()}
         self.tops = {p: top_share(values, 10) for p, values in framed.items()}
-        centre = average_ranks(centre_map(self.size, human.device).flatten()[None])
+        centre = _centre_ranks(self.size, human.device)
         self.centre = {p: _values(spearman_from_ranks(centre.expand_as(r), r)) for p, r in self.ranks.items()}
 
     def columns(self, saliency: Tensor) -> Iterator[dict[str, list[Any]]]:
@@ -280,6 +281,12 @@ def centre_map(size: int, device: torch.device) -> Tensor:
     """
     line = 2 * torch.arange(size, device=device) - (size - 1)
     return -(line[:, None] ** 2 + line**2)
+
+
+@lru_cache(maxsize=1)
+def _centre_ranks(size: int, device: torch.device) -> Tensor:
+    """(1, size * size), the same in every batch."""
+    return average_ranks(centre_map(size, device).flatten()[None])
 
 
 def bf16_deviation(subject: Subject, data: EvalData, batch: Batch, options: RunOptions) -> dict[str, float]:
