@@ -68,7 +68,7 @@ def _ranks_by_radix(x: Tensor) -> Tensor:
             bounds = np.concatenate(([0], np.flatnonzero(keys[1:] != keys[:-1]) + 1, [len(keys)]))
             ranks[row][order] = np.repeat((bounds[:-1] + bounds[1:] + 1) / 2, np.diff(bounds))
 
-    threads = min(torch.get_num_threads(), len(values))
+    threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(rank, range(threads)))
     return torch.from_numpy(ranks)
