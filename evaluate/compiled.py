@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,7 @@ class _Programs:
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], constant: bool) -> None:
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # tells that there is no GPU
         self.program, self.constant = torch.compile(function, dynamic=False), constant
         self.sizes: set[int] = set()
 

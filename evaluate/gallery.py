@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from evaluate.data import Batch, EvalData, load_batches
-from evaluate.overlays import overlay
+from evaluate.overlays import overlay, to_image
 from evaluate.protocols import frame_human_map
 from evaluate.runner import RunOptions, saliency_of
 from evaluate.statistics import Array, Group, GroupKey
@@ -96,7 +96,7 @@ def gallery_column(
 
 
 def _add_batch(column: GalleryColumn, subject: Subject, data: EvalData, batch: Batch, options: RunOptions) -> None:
-    column.pictures += [Image.fromarray(p.permute(1, 2, 0).contiguous().numpy()) for p in batch.pixels]
+    column.pictures += [to_image(pixels) for pixels in batch.pixels]
     column.labels += [data.class_names[n] if data.class_names else str(n) for n in batch.labels.tolist()]
     for name, values in saliency_of(subject, batch, options).items():
         column.maps.setdefault(name, []).extend(overlay(p, m) for p, m in zip(batch.pixels, values))

@@ -32,6 +32,11 @@ def overlay(pixels: Tensor, saliency: Tensor, opacity: float = 0.5) -> Image.Ima
     return Image.fromarray((picture * (1 - opacity) + colours * opacity).round().astype(np.uint8))
 
 
+def to_image(pixels: Tensor) -> Image.Image:
+    """A picture (3, H, W) of uint8."""
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
 def data_uri(image: Image.Image, quality: int = 85) -> str:
     """A picture as a `data:` address, for a page that opens without a network."""
     buffer = io.BytesIO()

@@ -21,7 +21,7 @@ from evaluate.data import names_of_classes, open_image
 from evaluate.explainers import EXPLAINERS, MicroBatch, parse_method, with_warning
 from evaluate.explanation import Maps, explain
 from evaluate.options import add_compile_option, add_layer_option, add_model_options, model_args
-from evaluate.overlays import overlay
+from evaluate.overlays import overlay, to_image
 from evaluate.processes import start_processes
 from evaluate.subjects import load_subject
 
@@ -89,12 +89,13 @@ def main(argv: Sequence[str]) -> int:
         for number, (path, stem) in enumerate(zip(args.images[part], stems[part])):
             best = _top5(maps.logits[number], names)
             print(path, *(f"  {p:6.1%}  {c:4d}  {name}" for p, c, name in best), sep="\n")
+            explained = best[0][1] if args.target is None else args.target
             cells, entries = _write_maps(args.out, stem, pixels[number], maps, number)
-            rows.append(cells)
+            rows.append([(f"seen; explained: {names[explained]}", to_image(pixels[number])), *cells])
             told.append(
                 {
                     "image": str(path),
-                    "explained_class": best[0][1] if args.target is None else args.target,
+                    "explained_class": explained,
                     "layer": args.layer,
                     "top5": [{"class": c, "name": name, "probability": p} for p, c, name in best],
                     "maps": entries,
@@ -115,7 +116,7 @@ Cells = list[tuple[str, Image.Image]]
 
 def _write_maps(out: Path, stem: str, pixels: Tensor, maps: Maps, number: int) -> tuple[Cells, list[dict[str, Any]]]:
     """Array and overlay of each explainer for one photograph; its row of the contact sheet and of `explained.json`."""
-    cells: Cells = [("seen", Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()))]
+    cells: Cells = []
     entries: list[dict[str, Any]] = []
     for name, values in maps.items():
         file, saliency = f"{stem}-{name.replace(':', '-').replace('=', '')}", values[number].cpu()

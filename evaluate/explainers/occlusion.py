@@ -34,17 +34,31 @@ def occlusion(
     if not 0 < stride <= window:
         raise UserError(f"occlusion: stride {stride} of window {window}; take 1 <= stride <= window")
     images = query.images
-    batch, size = len(images), images.shape[2:]
-    sides = [min(window, length) for length in size]
-    starts = [sorted({*range(0, length - side, stride), length - side}) for length, side in zip(size, sides)]
-    patches = torch.zeros(len(starts[0]) * len(starts[1]), *size, dtype=query.logits.dtype, device=images.device)
-    for patch, (y, x) in zip(patches, ((y, x) for y in starts[0] for x in starts[1])):
-        patch[y : y + sides[0], x : x + sides[1]] = 1
+    batch, (height, width) = len(images), images.shape[2:]
+    y, below = _sides(height, window, stride, images.device)
+    x, beyond = _sides(width, window, stride, images.device)
+    patches = torch.cartesian_prod(torch.arange(len(y)), torch.arange(len(x))).to(images.device)
 
     def perturb(rows: Tensor) -> tuple[Tensor, Tensor]:
-        index = rows // len(patches)
-        return query.mask(images[index], 1 - patches[rows % len(patches)], substrate), index
+        index, (row, column) = rows // len(patches), patches[rows % len(patches)].T
+        hidden = _between(height, y[row], below[row])[:, :, None] & _between(width, x[column], beyond[column])[:, None]
+        return query.mask(images[index], ~hidden, substrate), index
 
-    scores = query.score_perturbed(batch * len(patches), perturb).view(batch, len(patches))
-    drops = query.scores[:, None] - scores
-    return torch.einsum("bn,nhw->bhw", drops, patches) / patches.sum(0)
+    scores = query.score_perturbed(batch * len(patches), perturb).view(batch, len(y), len(x))
+    drops = query.scores[:, None, None] - scores
+    # (patches, pixels) they cover, down and across: a patch is the product of the two.
+    down, across = (_between(height, y, below).to(drops.dtype), _between(width, x, beyond).to(drops.dtype))
+    return torch.einsum("byx,yh,xw->bhw", drops, down, across) / torch.outer(down.sum(0), across.sum(0))
+
+
+def _sides(length: int, window: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where patches begin and end along a side of the image."""
+    side = min(window, length)
+    starts = torch.tensor(sorted({*range(0, length - side, stride), length - side}), device=device)
+    return starts, starts + side
+
+
+def _between(length: int, first: Tensor, end: Tensor) -> Tensor:
+    """(n, length), True from each `first` up to but without its `end`."""
+    place = torch.arange(length, device=first.device)
+    return (place >= first[:, None]) & (place < end[:, None])
