@@ -11,6 +11,7 @@ from PIL import Image
 from common.errors import UserError
 from evaluate.cli import main
 from evaluate.metrics import Case, measure_case
+from evaluate.photographs import contact_sheet
 from evaluate.subjects import load_subject
 from tests.evaluate.conftest import save_untrained
 
@@ -47,6 +48,16 @@ def test_explain_writes_maps_overlays_and_a_contact_sheet(checkpoint, photograph
     for entry in told:
         assert entry["explained_class"] == entry["top5"][0]["class"] and len(entry["top5"]) == 5
         assert all(np.load(out / item["array"]).shape == (64, 64) for item in entry["maps"])
+
+
+@pytest.mark.parametrize(("given", "target"), [([], None), (["--target", "3"], 3)])
+def test_the_contact_sheet_names_the_explained_class(checkpoint, photographs, tmp_path, monkeypatch, given, target):
+    drawn = []
+    monkeypatch.setattr("evaluate.photographs.contact_sheet", lambda rows: drawn.extend(rows) or contact_sheet(rows))
+    main(["explain", *photographs, "--ckpt", str(checkpoint), *given, "--out", str(tmp_path / "out")])
+    for row, entry in zip(drawn, json.loads((tmp_path / "out" / "explained.json").read_text()), strict=True):
+        explained = entry["top5"][0]["class"] if target is None else target
+        assert [title for title, _ in row] == [f"seen; explained: {explained}", "grad_cam"]  # the checkpoint names none
 
 
 def test_photographs_are_explained_a_few_at_a_time(checkpoint, photographs, tmp_path, monkeypatch):
