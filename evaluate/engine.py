@@ -113,8 +113,8 @@ def evaluate_requests(
         chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
         digest = subject.weights_sha256 or state_digest(subject)
         question = _question(subject, digest, data, indices, options)
+        subject.to(options.device)
         if options.compile:
-            subject.to(options.device)
             subject.compile()
         store = PartStore(
             out / "parts", subject.name, question, schema_with(options.measures, curves(options.measures))

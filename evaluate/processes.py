@@ -78,7 +78,8 @@ def start_processes(device: str) -> Processes:
         torch.backends.cudnn.allow_tf32 = False
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         state = PartialState(cpu=not on_gpu, timeout=PATIENCE)
-        return Processes(state.process_index, state.num_processes, state.device)
+        # Accelerate numbers CPUs; torch takes `cpu:0` for another place than `cpu`, and copies what goes there.
+        return Processes(state.process_index, state.num_processes, state.device if on_gpu else torch.device("cpu"))
     return Processes(0, 1, torch.device("cuda" if on_gpu else "cpu"))
 
 

@@ -84,6 +84,8 @@ def measure(
     constant), `degenerate`, `dice` and `iou` (of the top 10 %) and `centre_spearman` (of a centred Gaussian instead
     of the model's map). Without human maps and measures an image has one row.
 
+    The subject must be on the options' device.
+
     Raises:
         UserError: the data set has other classes than the model or lacks what a measure needs, or an image
             cannot be read.
@@ -93,7 +95,6 @@ def measure(
             f"{subject.name} tells {subject.num_classes} classes apart, {data.name} has {data.num_classes}; "
             "evaluate it on the data it was trained for"
         )
-    subject.to(options.device)
     skipped = skipped if options.skip_bad else None
     for batch in load_batches(data, subject.transform, indices, options.batch_size, options.workers, skipped):
         yield measure_batch(subject, data, batch, options)

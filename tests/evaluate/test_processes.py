@@ -1,5 +1,7 @@
 """What a process is told of its device."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -23,3 +25,13 @@ def test_readers_share_the_cores(device, cores, local, workers, monkeypatch):
     monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
     assert default_workers(torch.device(device)) == workers
+
+
+def test_a_process_of_several_keeps_its_model_where_it_is(monkeypatch):
+    """Accelerate says `cpu:0`, to which torch would copy a model each time it is asked to move it there."""
+    state = SimpleNamespace(process_index=1, num_processes=2, device=torch.device("cpu", 0))
+    monkeypatch.setattr("evaluate.processes.PartialState", lambda **_: state)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found = start_processes("cpu")
+    weights = torch.ones(1)
+    assert (found.rank, found.world) == (1, 2) and weights.to(found.device) is weights
