@@ -67,7 +67,9 @@ class _Programs:
             with inductor.patch(freezing=self.constant):  # as an option of torch.compile it comes too late
                 return self.program(filled.contiguous(memory_format=torch.channels_last))[:count]
         except BackendCompilerFailed as error:
+            cause = error.inner_exception
+            told = str(cause).strip().split("\n")[0]
             raise UserError(
-                f"torch.compile failed: {str(error).strip().splitlines()[0]}. It needs a C++ compiler on a CPU and "
-                "Triton on a GPU; leave out --compile"
+                f"torch.compile failed: {type(cause).__name__}, {told}. It needs a C++ compiler on a CPU and Triton on a "
+                "GPU; leave out --compile"
             ) from error

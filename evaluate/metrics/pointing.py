@@ -24,7 +24,7 @@ def pointing_game(case: Case, tolerance: float = 15.0) -> Tensor:
     row, column = (peak // width)[:, None, None], (peak % width)[:, None, None]
     squared = (rows - row) ** 2 + (columns - column) ** 2
     hits = (((squared < tolerance**2) | (squared == 0)) & case.region).flatten(1).any(1)
-    return _undefined_without_object(case, hits.float().where(~case.constant, torch.nan))
+    return _where_defined(case, hits.float())
 
 
 def standard_pointing(case: Case) -> Tensor:
@@ -36,7 +36,7 @@ def standard_pointing(case: Case) -> Tensor:
     """
     peaks = case.resized == case.resized.amax((1, 2), keepdim=True)
     hits = (peaks & case.region).flatten(1).any(1)
-    return _undefined_without_object(case, hits.float().where(~case.constant, torch.nan))
+    return _where_defined(case, hits.float())
 
 
 def energy_pointing(case: Case) -> Tensor:
@@ -49,8 +49,9 @@ def energy_pointing(case: Case) -> Tensor:
         (B,) in 0..1, NaN without an object in view or for a constant map.
     """
     inside = (case.saliency * case.region).sum((1, 2))
-    return _undefined_without_object(case, inside / case.saliency.sum((1, 2)))
+    return _where_defined(case, inside / case.saliency.sum((1, 2)))
 
 
-def _undefined_without_object(case: Case, values: Tensor) -> Tensor:
-    return torch.where(case.region.flatten(1).any(1), values, torch.nan)
+def _where_defined(case: Case, values: Tensor) -> Tensor:
+    """NaN without an object in view, and for a constant map."""
+    return values.where(case.region.flatten(1).any(1) & ~case.constant, torch.nan)
