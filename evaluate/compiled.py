@@ -70,6 +70,6 @@ class _Programs:
             cause = error.inner_exception
             told = str(cause).strip().split("\n")[0]
             raise UserError(
-                f"torch.compile failed: {type(cause).__name__}, {told}. It needs a C++ compiler on a CPU and Triton on a "
+                f"torch.compile failed: {type(cause).__name__}, {told}. It needs a C++ compiler on a CPU, Triton on a "
                 "GPU; leave out --compile"
             ) from error
