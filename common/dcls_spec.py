@@ -56,7 +56,7 @@ class DclsSpec:
     """A key of `WEIGHT_INITS`, for layers that start fresh."""
     init: str = "fresh"
     """`fresh`: new weights, positions near the centre. `preserve`: the function of the convolution, exactly where
-    there are as many elements as taps or more (with `gauss` to a thousandth), else as nearly as can be; see
+    there are as many elements as taps or more (with `gauss` nearly so), else as nearly as can be; see
     `common.preserve`."""
 
     def __post_init__(self) -> None:

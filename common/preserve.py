@@ -4,10 +4,10 @@ The taps of a k x k kernel lie on pixels of the dilated plane, with the kernel's
 as taps: one on each tap, and the kernel is the same. More: the others lie on the free pixels nearest the centre, with
 weights that are zero or nearly so. Fewer: taps must be left out, or an element must stand between two taps that are
 neighbours, which it covers in the ratio of its distances. That is exact for two taps of one sign in one layer; where
-layers share positions, it costs the smallest eigenvalue of the pair's 2x2 Gram matrix over the layers. Chosen for each
-kernel by itself: the cheapest step again and again, until the number of elements is right, or, where that is better,
-the largest taps alone. The layers' kernels count alike, each divided by its norm. Weights are the least squares
-solution in float64 of the bumps as they are, normalised, with their skirts.
+layers share positions, it costs the smallest eigenvalue of the pair's 2x2 Gram matrix over the layers. Each kernel by
+itself takes whichever of these steps costs least, until the number of elements is right; the kernels of layers that
+share positions count alike, each divided by its norm. Weights are the least squares solution in float64 of the bumps
+as they are, normalised, with their skirts.
 
 Positions must be able to move. The slope of a `v1` bump at a whole position is 0, and so is that of |SIG| at 0: there
 positions start a hair nearer to the plane's middle and widths a hair above the narrowest. A hair is what still makes a
@@ -168,15 +168,10 @@ def _fewer(values: Tensor, pixels: Tensor, count: int, interpolation: str) -> Te
     c = (values[..., first] * values[..., second]).sum(0)  # the Gram matrix of a pair is [[a, c], [c, b]]
     kept = (a + b) / 2 + ((a - b).square() / 4 + c.square()).sqrt()  # its largest eigenvalue
     lost = a + b - kept
-    lost = torch.where(c > 0, torch.where(lost < 1e-12, 0, lost), torch.inf)  # rounding decides no tie
-    steps = len(pixels) - count
-    alive, pair, loss = _merged(energy, lost, kept, first, second, steps)
-    alone = energy.argsort(dim=1, descending=True, stable=True).argsort(1) < count
-    better = loss <= energy.masked_fill(alone, 0).sum(1)
-    alive = torch.where(better[:, None], alive, alone)
-    pair = torch.where(better[:, None], pair, -1)
+    lost = torch.where(c > 0, torch.where(lost < 1e-12, 0, lost), torch.inf)  # of ties, the first in order of rows
+    alive, pair = _merged(energy, lost, kept, first, second, len(pixels) - count)
     # The eigenvector says how much of an element goes to which tap of its pair.
-    share = ((kept - a) / c.clamp_min(1e-30)).clamp_min(1e-30) if len(first) else kept
+    share = ((kept - a) / c.clamp_min(1e-30)).clamp_min(1e-30)
     if interpolation == "gauss":  # the ratio of two pixels at distances f and 1 - f is exp((f - 1/2) / width^2)
         fraction = (0.5 + MIN_SIGMA["gauss"] ** 2 * share.log()).clamp(0, 1)
     else:
@@ -190,7 +185,7 @@ def _fewer(values: Tensor, pixels: Tensor, count: int, interpolation: str) -> Te
 
 def _merged(
     energy: Tensor, lost: Tensor, kept: Tensor, first: Tensor, second: Tensor, steps: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Leave out a tap or an element, or join two taps, whichever costs least, `steps` times for each kernel.
 
     Args:
@@ -202,21 +197,18 @@ def _merged(
         steps: taps less elements.
 
     Returns:
-        The taps that still have an element (N, T), the pair that each stands for or -1 (N, T), and the cost (N).
+        The taps that still have an element (N, T), and the pair that each stands for or -1 (N, T).
     """
     taps = torch.eye(energy.shape[1], dtype=torch.bool)
     involved = torch.cat((taps, taps[first] | taps[second]))  # (steps to choose from, T)
     goes_on = torch.cat((torch.zeros_like(taps), taps[first]))
     alive, pair = torch.ones_like(energy, dtype=torch.bool), torch.full_like(energy, -1, dtype=torch.long)
-    total = torch.zeros(len(energy), dtype=energy.dtype)
     for _ in range(steps):
-        cost, choice = torch.cat((energy, lost), 1).min(1)
-        total += cost
-        gone, stays = involved[choice], goes_on[choice]
-        edge = (choice - energy.shape[1]).clamp_min(0)[:, None]
-        rest = kept.gather(1, edge) if len(first) else cost[:, None]
+        choice = torch.cat((energy, lost), 1).argmin(1, keepdim=True)
+        gone, stays = involved[choice[:, 0]], goes_on[choice[:, 0]]
+        rest = torch.cat((energy, kept), 1).gather(1, choice)
         energy = torch.where(stays, rest, energy.masked_fill(gone, torch.inf))
         lost = lost.masked_fill(gone[:, first] | gone[:, second], torch.inf)
-        pair = torch.where(stays, edge, pair)
+        pair = torch.where(stays, choice - len(taps), pair)
         alive = alive & ~gone | stays
-    return alive, pair, total
+    return alive, pair

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from scipy.optimize import linear_sum_assignment
 from timm.layers import Conv2dSame
 from torch import nn
 
@@ -199,13 +198,8 @@ def test_a_kernel_of_many_same_signs_is_exact_with_fewer_elements():
     conv = nn.Conv2d(32, 32, 7, padding=3, groups=32)
     with torch.no_grad():
         conv.weight.copy_(torch.rand_like(conv.weight) + 0.1)
-    assert preserved(conv, "v0", 34, 17)[1] < 1e-5
-    # As many pairs as can be: a matching of the grid's dark and light squares has 24 for 49 taps.
-    squares = list(itertools.product(range(7), range(7)))
-    dark, light = ([s for s in squares if sum(s) % 2 == parity] for parity in (0, 1))
-    apart = [[-(abs(a - c) + abs(b - d) == 1) for c, d in light] for a, b in dark]
-    assert -np.array(apart)[linear_sum_assignment(apart)].sum() == 24
-    assert preserved(conv, "v0", 49 - 20, 17)[1] < 0.02
+    for count in (34, 25):  # 25 for 49 taps: no more pairs can be
+        assert preserved(conv, "v0", count, 17)[1] < 1e-6
 
 
 def test_gaussian_skirts_outside_the_taps_are_small_as_the_outer_elements_lean_inwards():
