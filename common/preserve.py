@@ -69,6 +69,11 @@ def preserve(layers: Sequence[DclsConv2d], convs: Sequence[nn.Conv2d]) -> list[f
     Raises:
         ValueError: a kernel does not fit into the plane.
     """
+    with torch.device("cpu"):  # whatever the default; not every device has float64
+        return _preserve(layers, convs)
+
+
+def _preserve(layers: Sequence[DclsConv2d], convs: Sequence[nn.Conv2d]) -> list[float]:
     first = layers[0]
     size, count = first.dilated_kernel_size, first.kernel_count
     assert count <= size[0] * size[1]

@@ -190,7 +190,8 @@ def _parse_arguments(arguments: Sequence[str]) -> DictConfig:
     try:
         return OmegaConf.from_dotlist(list(arguments))
     except (YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"arguments cannot be read: {first_line(error)}") from error
+        hint = "quote a value that YAML reads otherwise, as in \"dcls.rule='*.conv_dw'\""
+        raise UserError(f"arguments cannot be read: {first_line(error)}; {hint}") from error
 
 
 def _read_recipe(name: str, folder: Path) -> DictConfig:

@@ -11,6 +11,7 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from common.dcls import INTERPOLATIONS, DclsConv2d, row_axis
+from common.preserve import preserve
 from common.surgery import DclsSpec, clamp_positions, fold_dcls, position_groups, replace_convs
 
 KINDS = {
@@ -225,6 +226,13 @@ def test_a_kernel_larger_than_the_plane_is_refused_by_name():
     with pytest.raises(ValueError, match=r"^1: its kernel covers 9x9 pixels.*7x7; take a larger dilated_kernel_size"):
         replace_convs(model, DclsSpec("v1", 7, 25, init="preserve"))
     assert type(model[0]) is nn.Conv2d
+
+
+def test_another_default_device_does_not_matter():
+    conv, layer = nn.Conv2d(4, 4, 3), DclsConv2d(4, 4, 7, dilated_kernel_size=9, interpolation="gauss")
+    with torch.device("meta"):
+        (error,) = preserve([layer], [conv])
+    assert 0 < error < 1 and layer.P.device.type == "cpu"
 
 
 def test_type_device_and_mode_are_kept_and_double_is_exact():

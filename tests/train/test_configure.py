@@ -67,6 +67,7 @@ def test_an_unknown_key_names_the_nearest_right_one(argument: str, right: str) -
         (["recipe=demo", "dcls.kernel_count=3"], "surgery"),
         (["recipe=demo_dcls", "dcls.kernel_count=0"], "at least 1"),
         (["recipe=demo", "optim.lr={"], "cannot be read"),
+        (["recipe=demo_dcls", "dcls.rule=*.depthwise"], "quote a value"),
         (["recipe=demo_dcls", "dcls.rule=depthwize"], "take one of depthwise, "),
         (["recipe=demo_dcls", "dcls.version=v0"], "did you mean dcls.interpolation?"),
         (["recipe=demo", "pretrained=true", "init_from=x.pth"], "init_from=x.pth and pretrained=true"),
