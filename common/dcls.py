@@ -365,8 +365,9 @@ Sides = tuple[tuple[int, int], tuple[int, int]]
 class SamePadding:
     """Padding `SAME` of TensorFlow, kept where a kernel of another size takes a convolution's place.
 
-    A map of n rows gets ceil(n / stride) rows, columns alike, as TensorFlow defines it. The windows of the new
-    kernel have their centres, pixel K // 2 on an axis of K, where those of the convolution had them.
+    A map of n rows gets ceil(n / stride) rows, columns alike (tensorflow.org/api_docs/python/tf/nn, "Notes on
+    padding"). The windows of the new kernel have their centres, pixel K // 2 on an axis of K, where those of the
+    convolution had them.
     """
 
     kernel_size: tuple[int, int]
