@@ -37,7 +37,9 @@ EXPECTED = {
     "deletion": {"step": 224, "substrate": "mean", "of": "predicted"},
     "pointing_game": {"tolerance": 15},
     "box_accuracy": {"thresholds": 100, "overlaps": (0.3, 0.5, 0.7)},  # MaxBoxAccV2
-    "saliency_metric": {"of": "crop"},
+    "localisation_error": {"neighbours": 4},  # casme's get_largest_connected
+    "official_metric": {"neighbours": 4},
+    "saliency_metric": {"of": "crop", "neighbours": 4},
     "road": {"percentages": (10, 20, 30, 40, 50, 60, 70, 80, 90), "noise": 0.01},
     "coherency": {"substrate": "black"},
     "max_sensitivity": {"radius": 0.2, "samples": 10},
