@@ -41,7 +41,7 @@ EXPECTED = {
     "official_metric": {"neighbours": 4},
     "saliency_metric": {"of": "crop", "neighbours": 4},
     "road": {"percentages": (10, 20, 30, 40, 50, 60, 70, 80, 90), "noise": 0.01},
-    "coherency": {"substrate": "black"},
+    "coherency": {"substrate": "mean"},  # ADCC
     "max_sensitivity": {"radius": 0.2, "samples": 10},
     "cascading_randomisation": {"similarity": "spearman", "stages": None, "seed": 0},
 }  # fmt: skip

@@ -5,6 +5,7 @@ import pytest
 import torch
 from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 from scipy.ndimage import gaussian_filter
+from scipy.stats import pearsonr
 from torch import nn
 
 from common.errors import UserError
@@ -275,6 +276,23 @@ def test_max_sensitivity_and_coherency_by_hand(images):
         assert found["coherency"].values[i].item() == pytest.approx(expected, rel=1e-4)
     same = Case(Bright(), images, case.maps, transform=PLAIN, explain=lambda _model, _x: case.maps)
     torch.testing.assert_close(measure_case(same, ["coherency"])["coherency"].values, torch.ones(3))
+
+
+def test_coherency_masks_the_normalised_image_as_adcc_does_and_black_is_an_option(images):
+    """Against the steps of the authors' code: the tensor times the map, explained again, Pearson by SciPy."""
+    again = lambda _model, x: (x**2).sum(1)  # noqa: E731
+    case = Case(Bright(), images, again(None, images), transform=NORMAL, explain=again)
+    found = measure_case(case, ["coherency", "coherency:substrate=black"])
+    mean, std = torch.tensor(NORMAL.mean).view(3, 1, 1), torch.tensor(NORMAL.std).view(3, 1, 1)
+    for i in range(3):
+        s = case.saliency[i]
+        masked = {"coherency": images[i] * s, "coherency:substrate=black": ((images[i] * std + mean) * s - mean) / std}
+        for name, image in masked.items():
+            second = again(None, image[None])[0]
+            second = (second - second.min()) / (second.max() - second.min())
+            expected = (1 + pearsonr(s.flatten(), second.flatten()).statistic) / 2
+            assert found[name].values[i].item() == pytest.approx(expected, rel=1e-4)
+    assert not torch.allclose(*(r.values for r in found.values()), atol=1e-2)
 
 
 def test_max_sensitivity_of_a_map_of_zeros_is_undefined(images):
