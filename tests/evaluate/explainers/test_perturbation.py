@@ -9,6 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from scipy.ndimage import map_coordinates
 
 from common.errors import UserError
 from common.transform import ModelTransform
@@ -221,11 +222,20 @@ def test_rise_masks_show_each_pixel_with_the_asked_probability():
     torch.testing.assert_close(masks.mean(0), torch.full((30, 50), 0.4), rtol=0, atol=0.05)
 
 
-def test_rise_masks_grow_by_one_cell_more_than_they_are_cut_to():
-    grids, shifts = torch.rand(2, 2, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([[2, 3], [0, 1]])
-    large = F.interpolate(grids[:, None], (9, 12), mode="bilinear")[:, 0]  # cells of 3 x 4 pixels, three a side
-    expected = torch.stack([large[0, 2:7, 3:10], large[1, 0:5, 1:8]])
-    torch.testing.assert_close(grow(grids, shifts, (5, 7)), expected)
+@pytest.mark.parametrize(
+    ("size", "cells", "up"),
+    [((224, 224), 8, (252, 252)), ((30, 50), 7, (40, 64)), ((5, 7), 2, (9, 12)), ((9, 4), 1, (18, 8))],
+)
+def test_rise_masks_are_grids_enlarged_over_a_mirrored_border_and_cut(size, cells, up):
+    """The authors' `resize(grid, up, order=1, mode="reflect")`: pixel centres, the grid mirrored about its border cells."""
+    generator = torch.Generator().manual_seed(0)
+    grids, shifts = random_masks(5, size, cells, 0.5, generator)
+    shifts[0], shifts[1] = 0, torch.tensor(up) - torch.tensor(size)  # both borders
+    masks = grow(grids, shifts, size)
+    places = np.meshgrid(*((np.arange(n) + 0.5) * cells / n - 0.5 for n in up), indexing="ij")
+    for grid, (y, x), mask in zip(grids.numpy(), shifts.tolist(), masks):
+        large = map_coordinates(grid, places, order=1, mode="mirror")
+        np.testing.assert_allclose(mask, large[y : y + size[0], x : x + size[1]], atol=1e-5)
 
 
 def test_occlusion_is_the_mean_drop_over_the_patches_that_cover_a_pixel(pooled_net, images):
