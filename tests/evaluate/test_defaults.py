@@ -24,7 +24,7 @@ EXPECTED = {
     "input_gradient": {"reduce": "max_abs"},
     "guided_backprop": {"reduce": "max_abs"},
     "guided_grad_cam": {"reduce": "max_abs"},
-    "smooth_grad": {"samples": 50, "noise": 0.15, "reduce": "max_abs"},  # Smilkov et al.: 10 to 20 %, 50 samples
+    "smooth_grad": {"samples": 25, "noise": 0.15, "reduce": "max_abs", "magnitude": True},  # PAIR-code/saliency
     "rise": {"masks": 4000, "cells": 8, "keep": 0.5, "substrate": "mean"},  # the paper, for VGG16
     "occlusion": {"window": None, "stride": None, "substrate": "mean"},
     "centre": {"sigma": 0.25},

@@ -76,18 +76,28 @@ def test_guided_grad_cam_is_the_product(pooled_net, images):
     torch.testing.assert_close(maps["guided_grad_cam"], maps["guided_backprop"] * maps["grad_cam"])
 
 
-def test_smooth_grad_without_noise_is_the_gradient_and_with_noise_its_mean(pooled_net, images):
-    plain = explain(pooled_net, images, 1, "input_gradient")["input_gradient"]
-    method = "smooth_grad:samples=3,noise=0"
-    torch.testing.assert_close(explain(pooled_net, images, 1, method)[method], plain)
-    generators, total = Query(pooled_net, images, 1, seed=4).generators(), 0
-    sigma = 0.2 * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
-    for _ in range(3):
-        noisy = images + sigma * torch.stack([torch.randn(3, 32, 32, generator=g) for g in generators])
-        total = total + batched_gradient(Query(pooled_net, noisy, 1))
-    method = "smooth_grad:samples=3,noise=0.2"
-    found = explain(pooled_net, images, 1, method, seed=4)[method]
-    torch.testing.assert_close(found, (total / 3).abs().amax(1))
+def test_smooth_grad_without_noise_is_the_gradient(pooled_net, images):
+    plain = explain(pooled_net, images, 1, ["input_gradient", "input_gradient:reduce=sum"])
+    found = explain(pooled_net, images, 1, ["smooth_grad:noise=0", "smooth_grad:noise=0,magnitude=false"])
+    torch.testing.assert_close(found["smooth_grad:noise=0"], plain["input_gradient"] ** 2)
+    torch.testing.assert_close(found["smooth_grad:noise=0,magnitude=false"], plain["input_gradient"])
+    raw = explain(pooled_net, images, 1, "smooth_grad:noise=0", form="raw")["smooth_grad:noise=0"]
+    torch.testing.assert_close(raw, plain["input_gradient:reduce=sum"])  # signed, so of gradients
+
+
+def test_smooth_grad_is_the_mean_of_squares_as_in_the_authors_loop_and_of_gradients_if_asked(pooled_net, images):
+    generators, squares, gradients = Query(pooled_net, images, 1, seed=4).generators(), 0, 0
+    for n in range(25):
+        noisy = images.clone()
+        for image, generator in zip(noisy, generators):
+            image += 0.15 * (image.max() - image.min()) * torch.randn(3, 32, 32, generator=generator)
+        gradient = batched_gradient(Query(pooled_net, noisy, 1))
+        squares = squares + gradient * gradient
+        gradients = gradients + gradient if n < 3 else gradients
+    method = "smooth_grad:samples=3,magnitude=false"
+    found = explain(pooled_net, images, 1, ["smooth_grad", method], seed=4)
+    torch.testing.assert_close(found["smooth_grad"], (squares / 25).amax(1))
+    torch.testing.assert_close(found[method], (gradients / 3).abs().amax(1))
     with pytest.raises(UserError, match="whole number from 1 on"):
         explain(pooled_net, images, 1, "smooth_grad:samples=0")
 

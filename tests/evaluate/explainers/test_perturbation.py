@@ -227,7 +227,7 @@ def test_rise_masks_show_each_pixel_with_the_asked_probability():
     [((224, 224), 8, (252, 252)), ((30, 50), 7, (40, 64)), ((5, 7), 2, (9, 12)), ((9, 4), 1, (18, 8))],
 )
 def test_rise_masks_are_grids_enlarged_over_a_mirrored_border_and_cut(size, cells, up):
-    """The authors' `resize(grid, up, order=1, mode="reflect")`: pixel centres, the grid mirrored about its border cells."""
+    """The authors' `resize(grid, up, order=1, mode="reflect")`, which mirrors the grid about its border cells."""
     generator = torch.Generator().manual_seed(0)
     grids, shifts = random_masks(5, size, cells, 0.5, generator)
     shifts[0], shifts[1] = 0, torch.tensor(up) - torch.tensor(size)  # both borders
