@@ -8,13 +8,13 @@ from evaluate.metrics import MEASURES
 EXPECTED = {
     "grad_cam": {"relu": True},
     "threshold_grad_cam": {"threshold": 0.3, "order": "relu_first", "normalisation": "min_max"},  # the study's code
-    "grad_cam_pp": {"form": "library", "eps": 1e-6, "relu": True},
-    "xgrad_cam": {"eps": 1e-7, "relu": True},
+    "grad_cam_pp": {"form": "official", "eps": 1e-6, "relu": True},  # adityac94/Grad_CAM_plus_plus
+    "xgrad_cam": {"eps": 1e-6, "relu": True},  # Fu0511/XGrad-CAM
     "layer_cam": {"relu": True},
     "hires_cam": {"relu": True},
     "eigen_cam": {"centre": True, "relu": True},
     "conceptor_cam": {"aperture": 1.0, "base": "grad_cam", "relu": True},
-    "score_cam": {"weighting": "softmax", "substrate": "mean", "align_corners": False, "relu": True},
+    "score_cam": {"weighting": "probability", "substrate": "mean", "align_corners": False, "relu": True},  # haofanwang
     "ablation_cam": {"relu": True},
     "opti_cam": {
         "objective": "mask", "normalisation": "range", "iterations": 100, "learning_rate": 0.1, "tolerance": 1e-10,
