@@ -43,7 +43,7 @@ EXPECTED = {
     "road": {"percentages": (10, 20, 30, 40, 50, 60, 70, 80, 90), "noise": 0.01},
     "coherency": {"substrate": "mean"},  # ADCC
     "max_sensitivity": {"radius": 0.2, "samples": 10},
-    "cascading_randomisation": {"similarity": "spearman", "stages": None, "seed": 0},
+    "cascading_randomisation": {"similarity": "spearman", "stages": None, "seed": 0, "reset": "values"},
 }  # fmt: skip
 
 
