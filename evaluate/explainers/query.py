@@ -69,6 +69,8 @@ class Query:
         self.asked = targets
         self.micro_batch = micro_batch or MicroBatch(None, images.device)
         self.bf16, self.seed, self.image_keys = bf16, seed, image_keys
+        self.notes: list[str] = []
+        """What an explainer found in this network that a reader of its maps must know."""
 
     @cached_property
     def activations(self) -> Activations:

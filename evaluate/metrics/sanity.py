@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ def reinitialise(module: nn.Module, generator: torch.Generator, recurse: bool = 
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         for part in list(module.modules()) if recurse else [module]:
             if hasattr(part, "reset_parameters"):
-                part.reset_parameters()
+                cast(Any, part).reset_parameters()
             else:
                 randomise(part, generator, recurse=False)
 
