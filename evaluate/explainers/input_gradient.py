@@ -56,7 +56,7 @@ def reduce_colours(gradient: Tensor, reduce: str) -> Tensor:
 
 
 def input_gradient(query: Query, reduce: str = "max_abs") -> Tensor:
-    """Largest absolute gradient over the colours.
+    """Largest absolute gradient over the colours, as captum's Saliency; also the default of Harmonization.
 
     Returns:
         (B, H, W) at the image's resolution.

@@ -58,6 +58,14 @@ def test_score_cam_with_probabilities_follows_the_published_loop(pooled_net, ima
             torch.testing.assert_close(ours[b], total.relu(), rtol=1e-4, atol=1e-5)
 
 
+def test_score_cam_of_a_function_of_the_logits_has_no_probability_but_a_softmax(pooled_net, images):
+    with pytest.raises(ValueError, match="needs a class for each image"):
+        explain(pooled_net, images, lambda logits: logits[:, 1], "score_cam")
+    method = "score_cam:weighting=softmax"
+    found = explain(pooled_net, images, lambda logits: logits[:, 1], method)[method]
+    torch.testing.assert_close(found, explain(pooled_net, images, 1, method)[method])
+
+
 def test_ablation_cam_equals_the_grad_cam_package_behind_a_relu(pooled_net, images):
     ours = explain(pooled_net, images, [0, 1, 4], "ablation_cam", size="own", form="normalised")["ablation_cam"]
     theirs = package_map(package.AblationCAM, pooled_net, pooled_net.act, images, [0, 1, 4], ours.shape[1:])
