@@ -25,6 +25,7 @@ from common.transform import ModelTransform
 from common.zoo import lookup
 from train.augment import model_transform, training_transform
 from train.decoding import decode_picture
+from train.erasing import Erasing, PatchDraw
 from train.randomness import seeded
 from train.settings import Settings
 from train.shards import open_shards
@@ -45,10 +46,14 @@ class SampleKey(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Pictures, uint8 or normalised float32 (B, 3, H, W), and labels int64 (B,)."""
+    """What the loader's processes hand over; `to_input` makes the model's input of it."""
 
     images: Tensor
+    """Raw pixels, uint8 (B, 3, H, W)."""
     labels: Tensor
+    """int64 (B,)."""
+    erasing: Erasing | None = None
+    """What replaces parts of the pictures once they are normalised."""
 
 
 @dataclass
@@ -87,6 +92,7 @@ class Photographs(Dataset[Batch]):
         known = len(records.classes) if records.classes else lookup(settings.model).num_classes
         self.num_classes = settings.num_classes or known
         self.transform = training_transform(settings) if training else model_transform(settings).geometry()
+        self.draw_patch = PatchDraw(settings) if training and settings.augment.erase_prob > 0 else None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -96,13 +102,15 @@ class Photographs(Dataset[Batch]):
         return self.records.order(seed, epoch)
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | LoadFailure:
-        images, labels = [], []
+        images, labels, patches = [], [], []
         try:
             for key in keys:
                 record = self.records.read(key.sample)
                 picture = decode_picture(record.content, record.where)
                 with seeded(self.seed, *key):
                     images.append(self.transform(picture))
+                    if self.draw_patch:
+                        patches.append(self.draw_patch())
                 labels.append(record.label)
                 if not 0 <= record.label < self.num_classes:
                     raise UserError(
@@ -111,7 +119,7 @@ class Photographs(Dataset[Batch]):
                     )
         except UserError as error:
             return LoadFailure(str(error))
-        return Batch(torch.stack(images), torch.tensor(labels))
+        return Batch(torch.stack(images), torch.tensor(labels), Erasing.pack(patches) if self.draw_patch else None)
 
 
 class RenderedScenes(Dataset[Batch]):
@@ -163,12 +171,13 @@ def open_data(settings: Settings) -> tuple[BatchSource, BatchSource]:
     return Photographs(train, settings, True), Photographs(val, settings, False)
 
 
-def to_input(images: Tensor, transform: ModelTransform, device: torch.device, channels_last: bool) -> Tensor:
-    """A batch's pictures as the model's float32 input on its device; raw pixels are normalised there."""
-    images = images.to(device, non_blocking=True)
-    if images.dtype == torch.uint8:
-        images = transform.normalise(images)
-    return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+def to_input(batch: Batch, transform: ModelTransform, device: torch.device, channels_last: bool) -> Tensor:
+    """The model's input float32 (B, 3, H, W): a batch's pixels, normalised and erased on the device."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    images = transform.normalise(batch.images.to(device, non_blocking=True).contiguous(memory_format=layout))
+    if batch.erasing is not None:
+        batch.erasing.erase(images)
+    return images
 
 
 class SampleOrder:

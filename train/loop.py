@@ -95,7 +95,7 @@ def train(session: Session) -> tuple[Stop, dict[str, Scores]]:
             for micro in range(accumulate):
                 with clock.data():
                     batch = next(batches)
-                images = to_input(batch.images, session.transform, device, settings.channels_last)
+                images = to_input(batch, session.transform, device, settings.channels_last)
                 images, targets = mixing(images, batch.labels.to(device, non_blocking=True), update, micro)
                 if update == 0 and micro == 0:
                     with clock.paused():

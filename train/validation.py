@@ -48,7 +48,7 @@ def validate(
     for model in models.values():
         model.eval()
     for batch in load(loader):
-        images = to_input(batch.images, transform, accelerator.device, settings.channels_last)
+        images = to_input(batch, transform, accelerator.device, settings.channels_last)
         labels = batch.labels.to(accelerator.device, non_blocking=True)
         for name, model in models.items():
             with accelerator.autocast():
