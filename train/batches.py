@@ -29,10 +29,10 @@ from train.erasing import Erasing, PatchDraw
 from train.randomness import seeded
 from train.settings import Settings
 from train.shards import open_shards
-from train.sources import Records, open_folders, open_hub
+from train.sources import Records, open_folders, open_hub, open_scenes
 from train.stopping import obey_parent, signals_wait
 
-SOURCES = ("imagefolder", "scenes", "hf:REPOSITORY", "parquet:PATTERN", "webdataset:PATTERN")
+SOURCES = ("imagefolder", "scenes", "scenes:jpeg", "hf:REPOSITORY", "parquet:PATTERN", "webdataset:PATTERN")
 
 
 class SampleKey(NamedTuple):
@@ -160,7 +160,9 @@ def open_data(settings: Settings) -> tuple[BatchSource, BatchSource]:
     kind, _, place = settings.data.source.partition(":")
     if settings.data.source == "scenes":
         return RenderedScenes(settings, True), RenderedScenes(settings, False)
-    if settings.data.source == "imagefolder":
+    if settings.data.source == "scenes:jpeg":
+        train, val = open_scenes(settings.data, model_transform(settings).resize)
+    elif settings.data.source == "imagefolder":
         train, val = open_folders(settings.data)
     elif kind == "hf" and place:
         train, val = open_hub(place, settings.data)

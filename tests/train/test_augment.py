@@ -139,3 +139,24 @@ def operations(step: Any) -> Iterator[Any]:
             yield from operations(part)
     elif type(step).__module__.startswith(("timm.data", "torchvision.transforms")) and hasattr(step, "__dict__"):
         yield from operations([value for value in vars(step).values() if not isinstance(value, Enum)])
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_smoke_run_takes_jpegs_through_the_recipes_own_augmentation(name: str) -> None:
+    """Of the demo's recipes, whose scenes are not augmented, it takes their own way."""
+    recipe, settings = load_settings([f"recipe={name}"]), load_settings([f"recipe={name}", "smoke=true"])
+    assert settings.augment == recipe.augment
+    source, val = open_data(settings)
+    if name.startswith("demo"):
+        assert settings.data.source == recipe.data.source == "scenes"
+        return
+    assert isinstance(source, Photographs) and isinstance(val, Photographs)
+    assert (len(source), len(val), source.num_classes) == (24, 6, 12)
+    content, label, where = source.records.read(5)
+    assert content.startswith(b"\xff\xd8") and source.records.read(5) == (content, label, where)
+    assert content not in [val.records.read(i).content for i in range(len(val))]
+    batch = source.__getitems__([SampleKey(1, 5, 0)])
+    assert isinstance(batch, Batch) and batch.labels.tolist() == [label]
+    with seeded(settings.seed, 1, 5, 0):
+        expected = timms_own(settings)(decode_picture(content, where))
+    assert torch.equal(to_input(batch, model_transform(settings), torch.device("cpu"), False)[0], expected)
