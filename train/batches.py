@@ -8,16 +8,16 @@ of each process is a contiguous piece of that range. Neither workers nor process
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from common.errors import UserError
 from common.scenes import CLASS_NAMES, SceneConfig, render_scenes
@@ -30,7 +30,6 @@ from train.randomness import seeded
 from train.settings import Settings
 from train.shards import open_shards
 from train.sources import Records, open_folders, open_hub, open_scenes
-from train.stopping import obey_parent, signals_wait
 
 SOURCES = ("imagefolder", "scenes", "scenes:jpeg", "hf:REPOSITORY", "parquet:PATTERN", "webdataset:PATTERN")
 
@@ -61,10 +60,6 @@ class LoadFailure:
     """Takes a batch's place when a picture could not be loaded, so that a worker's error arrives as one line."""
 
     message: str
-
-
-class LocalError(UserError):
-    """An error that one process meets alone, so that it must speak for itself."""
 
 
 class BatchSource(Protocol):
@@ -233,47 +228,3 @@ class ValidationSampler(Sampler[list[SampleKey]]):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for first in range(0, len(self.mine), self.batch_size):
             yield [SampleKey(0, index, 0) for index in self.mine[first : first + self.batch_size]]
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def make_loader(
-    source: BatchSource, sampler: Sampler[list[SampleKey]], settings: Settings, pin: bool, stays: bool = False
-) -> DataLoader[Batch]:
-    """The loader of a sampler's batches, with `data.workers` processes.
-
-    With `stays` its processes start now and serve every pass. Python 3.11 may hang in a process that is forked while
-    a thread of gloo, done with a collective operation, calls into Python; at the start of a run none does.
-    """
-    workers = min(settings.data.workers, len(sampler))  # type: ignore[arg-type]
-    loader: DataLoader[Batch] = DataLoader(
-        source,  # type: ignore[arg-type]
-        batch_sampler=sampler,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        pin_memory=pin,
-        worker_init_fn=obey_parent if workers else None,
-        prefetch_factor=settings.data.prefetch if workers else None,
-        persistent_workers=stays and workers > 0,
-        generator=torch.Generator(),  # else the loader would draw from the generator that the model's layers use
-    )
-    if stays and workers:
-        with signals_wait():
-            iter(loader)
-    return loader
-
-
-def load(loader: DataLoader[Batch]) -> Generator[Batch]:
-    """One pass over a loader's batches.
-
-    Raises:
-        LocalError: a picture could not be loaded.
-    """
-    with signals_wait():  # the loader's processes may start here
-        batches = iter(loader)
-    for batch in batches:
-        if isinstance(batch, LoadFailure):
-            raise LocalError(batch.message)
-        yield batch

@@ -114,11 +114,11 @@ class Selection:
 class SceneRecords:
     """Generated scenes as JPEG files, which take every step that photographs take without a data set at hand."""
 
-    classes: list[str] | None = list(CLASS_NAMES)
     labels: NDArray[np.int64] | None = None
 
     def __init__(self, count: int, config: SceneConfig, split: Split) -> None:
         self.count, self.config, self.split = count, config, split
+        self.classes: list[str] | None = list(CLASS_NAMES)
 
     def __len__(self) -> int:
         return self.count

@@ -23,11 +23,10 @@ from train.batches import (
     SampleOrder,
     TrainingSampler,
     ValidationSampler,
-    load,
-    make_loader,
     open_data,
 )
 from train.configure import load_settings
+from train.loader import load, make_loader
 from train.randomness import random_state, seeded, set_random_state
 from train.settings import Settings
 from train.stopping import Stop, StopListener
@@ -198,8 +197,9 @@ def test_a_process_that_exits_with_its_loader_open_does_not_wait_for_ever(settin
     """An error leaves the loader in a traceback; at its exit Python ends the loader's processes and waits for them."""
     program = """
         import sys
-        from train.batches import ValidationSampler, load, make_loader, open_data
+        from train.batches import ValidationSampler, open_data
         from train.configure import load_settings
+        from train.loader import load, make_loader
         settings = load_settings(sys.argv[1:])
         _, source = open_data(settings)
         loader = make_loader(source, ValidationSampler(len(source), 1, 0, 1), settings, pin=False, stays=True)
