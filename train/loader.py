@@ -6,23 +6,24 @@ import os
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from common.errors import UserError
 from train.batches import Batch, BatchSource, LoadFailure, SampleKey
+from train.configure import first_line
 from train.settings import Settings
 from train.stopping import obey_parent, signals_wait
+
+_ROOM = (
+    "Docker's /dev/shm is too small (docker run --ipc=host, or --shm-size=16g); fewer data.workers or a smaller "
+    "batch_size need less memory"
+)
 
 
 class LocalError(UserError):
     """An error that one process meets alone, so that it must speak for itself."""
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def default_workers() -> int:
@@ -30,6 +31,18 @@ def default_workers() -> int:
     cores = len(os.sched_getaffinity(0))
     mine = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(max(mine - 1, 1), 12) if cores > 1 else 0
+
+
+def _share(batch: Batch | LoadFailure) -> Batch | LoadFailure:
+    """Put a batch where the trainer can read it. torch would, too, but when it fails the trainer waits for ever."""
+    if get_worker_info() is None or isinstance(batch, LoadFailure):
+        return batch
+    try:
+        for tensor in (batch.images, batch.labels, *(batch.erasing or ())):
+            tensor.share_memory_()
+    except RuntimeError as error:
+        return LoadFailure(f"no room for a batch in shared memory ({first_line(error)}). {_ROOM}")
+    return batch
 
 
 def make_loader(
@@ -48,7 +61,7 @@ def make_loader(
         source,  # type: ignore[arg-type]
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_share,  # type: ignore[arg-type]
         pin_memory=pin,
         worker_init_fn=obey_parent if workers else None,
         prefetch_factor=ahead if workers else None,
@@ -65,7 +78,7 @@ def load(loader: DataLoader[Batch]) -> Generator[Batch]:
     """One pass over a loader's batches.
 
     Raises:
-        LocalError: a picture could not be loaded.
+        LocalError: a picture could not be loaded, or there is no room for a batch.
     """
     with signals_wait():  # the loader's processes may start here
         batches = iter(loader)
@@ -91,7 +104,5 @@ def loaders_alive() -> Iterator[None]:
         cause = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error
         what = str(cause).partition(". ")[0]
         raise LocalError(
-            f"a process that loads pictures died ({what}). Bus error: /dev/shm is too small, as Docker's is (docker run "
-            "--ipc=host, or --shm-size=16g). Killed: memory ran out. Fewer data.workers or a smaller batch_size need "
-            "less of both; resume=auto continues"
+            f"a loader's process died ({what}); killed: memory ran out, bus error: shared memory did. {_ROOM}"
         ) from error

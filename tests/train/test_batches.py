@@ -15,7 +15,7 @@ from torch.utils.data._utils import signal_handling
 
 from common.errors import UserError
 from tests.train.conftest import make_photographs
-from train.augment import BatchMixing
+from train.augment import BatchMixing, model_transform
 from train.batches import (
     Batch,
     Photographs,
@@ -24,6 +24,7 @@ from train.batches import (
     TrainingSampler,
     ValidationSampler,
     open_data,
+    to_input,
 )
 from train.configure import load_settings
 from train.loader import load, make_loader
@@ -116,6 +117,9 @@ def test_workers_do_not_change_batches(settings: Settings, source: str) -> None:
         found.append(list(load(make_loader(train, sampler, settings, pin=False))))
     for one, two in zip(*found, strict=True):
         assert torch.equal(one.images, two.images) and torch.equal(one.labels, two.labels)
+        inputs = [to_input(batch, model_transform(settings), torch.device("cpu"), True) for batch in (one, two)]
+        assert torch.equal(*inputs)
+    assert (source == "scenes") == all(batch.erasing is None for batch in found[1])
 
 
 def test_loading_leaves_the_models_generator_alone(settings: Settings) -> None:

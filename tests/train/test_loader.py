@@ -4,15 +4,17 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.train.conftest import ROOT, make_photographs
 from train import loader
 from train.batches import Photographs, ValidationSampler, open_data
 from train.configure import load_settings
-from train.loader import default_workers, load, loaders_alive, make_loader
+from train.loader import LocalError, default_workers, load, loaders_alive, make_loader
 from train.settings import Settings
 
 
@@ -69,6 +71,22 @@ def test_validation_that_waits_holds_one_batch_of_each_worker(settings: Settings
     assert len(list(tmp_path.glob("read_*"))) == 4  # of 12
     for _ in range(2):
         assert sum(len(batch.labels) for batch in load(waiting)) == len(val) == 12
+
+
+@pytest.mark.parametrize("recipe", ["convnext_t", "resnet50"])
+def test_a_batch_without_room_in_shared_memory_is_one_line_and_nobody_waits(
+    recipe: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensor: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "share_memory_", full)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)  # what torch calls where nobody did before
+    train, _ = open_data(load_settings([f"recipe={recipe}", f"data.root={settings.data.root}", "data.image_size=32"]))
+    here, there = (settings, replace(settings, data=replace(settings.data, workers=0)))
+    with pytest.raises(LocalError, match=r"shared memory \(.*No space left.*--ipc=host.*--shm-size.*data.workers"):
+        list(load(make_loader(train, ValidationSampler(4, 2, 0, 1), here, pin=False)))
+    assert len(list(load(make_loader(train, ValidationSampler(4, 2, 0, 1), there, pin=False)))) == 2
 
 
 DEADLY = """
