@@ -70,6 +70,6 @@ def _machine_hint(settings: Settings) -> str | None:
     return (
         f"{cores} CPU core(s): an update of {settings.global_batch} pictures would take ConvNeXt-T about "
         f"{duration(seconds)}, and batch_size={settings.batch_size} about "
-        f"{settings.batch_size * size * _GIB:.0f} GiB. smoke=true tries the recipe; smaller global_batch, batch_size "
+        f"{settings.batch_size * size * _GIB:.1f} GiB. smoke=true tries the recipe; smaller global_batch, batch_size "
         "and data.image_size suit a CPU"
     )

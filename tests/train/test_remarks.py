@@ -84,7 +84,7 @@ def test_an_imagenet_recipe_on_few_cores_is_told_what_it_costs(
     found = said(*given)
     assert ("hint" in found) == hinted
     if hinted:
-        assert all(word in found["hint"] for word in (f"{cores} CPU", "4096", "13 GiB", "smoke=true", "batch_size"))
+        assert all(word in found["hint"] for word in (f"{cores} CPU", "4096", "12.8 GiB", "smoke=true", "batch_size"))
         assert "hint" not in said(*given, device=torch.device("meta"))
         minutes = 4096 * np.ceil(0.4 / cores * 60) / 60 / 60
         assert cores > 2 or f"{int(minutes)} min" in found["hint"]
