@@ -2,14 +2,16 @@
 #             again: continue what was stopped; `rm -r runs/demo` trains anew
 # make test   linter, type checker, tests
 # make check  the same with the slow tests
+# make test-lowest  the tests with the lowest versions that pyproject.toml allows, in .venv-lowest (Python 3.11 or 3.12)
 # make bench  the benchmarks
 PYTHON ?= python3
 BIN := .venv/bin
+LOWEST := .venv-lowest
 # Threads that spin while they wait take the core the loader needs.
 export OMP_WAIT_POLICY := PASSIVE
 RUNS := runs/demo
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check test-lowest bench clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -41,8 +43,18 @@ check: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+$(LOWEST)/installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python tests/lowest.py > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet -r $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+test-lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/python -m pytest -m "not slow"
+
 bench: .venv/installed-dev
 	$(BIN)/python -m tests.benchmarks
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv $(LOWEST) build *.egg-info

@@ -94,7 +94,7 @@ def evaluate_command(checkpoint: str, source: str, num_classes: int) -> str:
         num_classes: of the model; ClickMe shows ImageNet's 1000.
     """
     data = "--data clickme --data-root /clickme" if num_classes == 1000 else "--data imagefolder --data-root DIR"
-    return f"python -m evaluate --ckpt {checkpoint} {'--data scenes' if source == 'scenes' else data}"
+    return f"python -m evaluate --ckpt {checkpoint} {'--data scenes' if source.startswith('scenes') else data}"
 
 
 def _figure(value: Any) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
+from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import Mixup, create_transform
+from timm.data import Mixup, auto_augment, create_transform
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,22 +29,29 @@ def model_transform(settings: Settings) -> ModelTransform:
 
 
 def training_transform(settings: Settings) -> Callable[[Image.Image], Tensor]:
-    """PIL image -> normalised float32 (3, S, S). Draws from the global generators: call it within `seeded`."""
-    augment, data = settings.augment, settings.data
-    transform = model_transform(settings)
-    return create_transform(
-        data.image_size,
+    """PIL image -> uint8 (3, S, S). Draws from the global generators: call it within `seeded`."""
+    augment = settings.augment
+    transform = create_transform(
+        settings.data.image_size,
         is_training=True,
         scale=(augment.scale[0], augment.scale[1]),
         hflip=augment.hflip,
         color_jitter=augment.color_jitter,
         auto_augment=augment.auto,
         interpolation=augment.interpolation,
-        mean=transform.mean,
-        std=transform.std,
-        re_prob=augment.erase_prob,
-        re_mode=augment.erase_mode,
+        mean=model_transform(settings).mean,  # where an operation leaves a part empty
+        use_prefetcher=True,  # normalisation and erasing come later
     )
+    for step in transform.transforms:
+        for operation in chain(getattr(step, "ops", ()), *getattr(step, "policy", ())):
+            if operation.aug_fn is auto_augment.posterize:
+                operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:
+    """timm's operation. It asks Pillow for 0 bits at times, which gave a black picture until Pillow 13 refused it."""
+    return auto_augment.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 class BatchMixing:

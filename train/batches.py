@@ -8,16 +8,16 @@ of each process is a contiguous piece of that range. Neither workers nor process
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from common.errors import UserError
 from common.scenes import CLASS_NAMES, SceneConfig, render_scenes
@@ -25,13 +25,13 @@ from common.transform import ModelTransform
 from common.zoo import lookup
 from train.augment import model_transform, training_transform
 from train.decoding import decode_picture
+from train.erasing import Erasing, PatchDraw
 from train.randomness import seeded
 from train.settings import Settings
 from train.shards import open_shards
-from train.sources import Records, open_folders, open_hub
-from train.stopping import obey_parent, signals_wait
+from train.sources import Records, open_folders, open_hub, open_scenes
 
-SOURCES = ("imagefolder", "scenes", "hf:REPOSITORY", "parquet:PATTERN", "webdataset:PATTERN")
+SOURCES = ("imagefolder", "scenes", "scenes:jpeg", "hf:REPOSITORY", "parquet:PATTERN", "webdataset:PATTERN")
 
 
 class SampleKey(NamedTuple):
@@ -45,10 +45,14 @@ class SampleKey(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Pictures, uint8 or normalised float32 (B, 3, H, W), and labels int64 (B,)."""
+    """What the loader's processes hand over; `to_input` makes the model's input of it."""
 
     images: Tensor
+    """Raw pixels, uint8 (B, 3, H, W)."""
     labels: Tensor
+    """int64 (B,)."""
+    erasing: Erasing | None = None
+    """What replaces parts of the pictures once they are normalised."""
 
 
 @dataclass
@@ -56,10 +60,6 @@ class LoadFailure:
     """Takes a batch's place when a picture could not be loaded, so that a worker's error arrives as one line."""
 
     message: str
-
-
-class LocalError(UserError):
-    """An error that one process meets alone, so that it must speak for itself."""
 
 
 class BatchSource(Protocol):
@@ -87,6 +87,7 @@ class Photographs(Dataset[Batch]):
         known = len(records.classes) if records.classes else lookup(settings.model).num_classes
         self.num_classes = settings.num_classes or known
         self.transform = training_transform(settings) if training else model_transform(settings).geometry()
+        self.draw_patch = PatchDraw(settings) if training and settings.augment.erase_prob > 0 else None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -96,13 +97,15 @@ class Photographs(Dataset[Batch]):
         return self.records.order(seed, epoch)
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | LoadFailure:
-        images, labels = [], []
+        images, labels, patches = [], [], []
         try:
             for key in keys:
                 record = self.records.read(key.sample)
                 picture = decode_picture(record.content, record.where)
                 with seeded(self.seed, *key):
                     images.append(self.transform(picture))
+                    if self.draw_patch:
+                        patches.append(self.draw_patch())
                 labels.append(record.label)
                 if not 0 <= record.label < self.num_classes:
                     raise UserError(
@@ -111,7 +114,7 @@ class Photographs(Dataset[Batch]):
                     )
         except UserError as error:
             return LoadFailure(str(error))
-        return Batch(torch.stack(images), torch.tensor(labels))
+        return Batch(torch.stack(images), torch.tensor(labels), Erasing.pack(patches) if self.draw_patch else None)
 
 
 class RenderedScenes(Dataset[Batch]):
@@ -152,7 +155,9 @@ def open_data(settings: Settings) -> tuple[BatchSource, BatchSource]:
     kind, _, place = settings.data.source.partition(":")
     if settings.data.source == "scenes":
         return RenderedScenes(settings, True), RenderedScenes(settings, False)
-    if settings.data.source == "imagefolder":
+    if settings.data.source == "scenes:jpeg":
+        train, val = open_scenes(settings.data, model_transform(settings).resize)
+    elif settings.data.source == "imagefolder":
         train, val = open_folders(settings.data)
     elif kind == "hf" and place:
         train, val = open_hub(place, settings.data)
@@ -163,12 +168,13 @@ def open_data(settings: Settings) -> tuple[BatchSource, BatchSource]:
     return Photographs(train, settings, True), Photographs(val, settings, False)
 
 
-def to_input(images: Tensor, transform: ModelTransform, device: torch.device, channels_last: bool) -> Tensor:
-    """A batch's pictures as the model's float32 input on its device; raw pixels are normalised there."""
-    images = images.to(device, non_blocking=True)
-    if images.dtype == torch.uint8:
-        images = transform.normalise(images)
-    return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+def to_input(batch: Batch, transform: ModelTransform, device: torch.device, channels_last: bool) -> Tensor:
+    """The model's input float32 (B, 3, H, W): a batch's pixels, normalised and erased on the device."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    images = transform.normalise(batch.images.to(device, non_blocking=True).contiguous(memory_format=layout))
+    if batch.erasing is not None:
+        batch.erasing.erase(images)
+    return images
 
 
 class SampleOrder:
@@ -222,47 +228,3 @@ class ValidationSampler(Sampler[list[SampleKey]]):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for first in range(0, len(self.mine), self.batch_size):
             yield [SampleKey(0, index, 0) for index in self.mine[first : first + self.batch_size]]
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def make_loader(
-    source: BatchSource, sampler: Sampler[list[SampleKey]], settings: Settings, pin: bool, stays: bool = False
-) -> DataLoader[Batch]:
-    """The loader of a sampler's batches, with `data.workers` processes.
-
-    With `stays` its processes start now and serve every pass. Python 3.11 may hang in a process that is forked while
-    a thread of gloo, done with a collective operation, calls into Python; at the start of a run none does.
-    """
-    workers = min(settings.data.workers, len(sampler))  # type: ignore[arg-type]
-    loader: DataLoader[Batch] = DataLoader(
-        source,  # type: ignore[arg-type]
-        batch_sampler=sampler,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        pin_memory=pin,
-        worker_init_fn=obey_parent if workers else None,
-        prefetch_factor=settings.data.prefetch if workers else None,
-        persistent_workers=stays and workers > 0,
-        generator=torch.Generator(),  # else the loader would draw from the generator that the model's layers use
-    )
-    if stays and workers:
-        with signals_wait():
-            iter(loader)
-    return loader
-
-
-def load(loader: DataLoader[Batch]) -> Generator[Batch]:
-    """One pass over a loader's batches.
-
-    Raises:
-        LocalError: a picture could not be loaded.
-    """
-    with signals_wait():  # the loader's processes may start here
-        batches = iter(loader)
-    for batch in batches:
-        if isinstance(batch, LoadFailure):
-            raise LocalError(batch.message)
-        yield batch

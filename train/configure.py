@@ -31,7 +31,6 @@ SMOKE: dict[str, Any] = {
     "checkpoints_dir": "runs/smoke_checkpoints",
     "overwrite": True,
     "data": {
-        "source": "scenes",
         "image_size": 64,
         "eval_size": 64,
         "workers": 0,
@@ -40,7 +39,7 @@ SMOKE: dict[str, Any] = {
     },
     "log": {"every": 1},
 }
-"""What `smoke=true` lays over a recipe."""
+"""What `smoke=true` lays over a recipe, beside data that are made on the fly."""
 
 _CHOICES = {
     "precision": ("fp32", "bf16", "fp16"),
@@ -112,8 +111,7 @@ def load_settings(arguments: Sequence[str], recipes: Path = RECIPES) -> Settings
     for where, layer in layers:
         _check_keys(layer, where)
     if any(layer.get("smoke") for _, layer in layers):
-        smoke = OmegaConf.create({**SMOKE, "name": f"{typed.get('name') or name}_smoke"})
-        layers.insert(1, ("smoke", smoke))
+        layers.insert(1, ("smoke", _smoke(layers[0][1], f"{typed.get('name') or name}_smoke")))
     for where, layer in layers:
         try:
             merged = OmegaConf.merge(merged, layer)
@@ -203,6 +201,12 @@ def _read_recipe(name: str, folder: Path) -> DictConfig:
     if not isinstance(content, DictConfig):
         raise UserError(f"{path} holds no settings (key: value lines)")
     return content
+
+
+def _smoke(recipe: DictConfig, name: str) -> DictConfig:
+    """In the place of photographs, JPEG files of scenes: they pass through the recipe's own augmentation."""
+    source = "scenes" if OmegaConf.select(recipe, "data.source") == "scenes" else "scenes:jpeg"
+    return OmegaConf.create({**SMOKE, "name": name, "data": {**SMOKE["data"], "source": source}})
 
 
 def _check_keys(layer: DictConfig, where: str) -> None:

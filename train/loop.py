@@ -17,8 +17,9 @@ from common.surgery import clamp_positions
 from common.transform import ModelTransform
 from train.augment import BatchMixing
 from train.averaging import average_buffers
-from train.batches import Batch, BatchSource, SampleOrder, TrainingSampler, load, make_loader, to_input
+from train.batches import Batch, BatchSource, SampleOrder, TrainingSampler, to_input
 from train.configure import accumulation, as_dict
+from train.loader import load, loaders_alive, make_loader
 from train.monitor import Clock, Monitor
 from train.objective import Repulsion, classification_loss, correct, first_not_finite
 from train.optimizers import Schedule, set_learning_rates
@@ -53,6 +54,7 @@ class Session:
     watch: Watch
 
 
+@loaders_alive()
 def train(session: Session) -> tuple[Stop, dict[str, Scores]]:
     """Train to the end of the schedule, or until the ranks agree to stop.
 
@@ -104,7 +106,7 @@ def train(session: Session) -> tuple[Stop, dict[str, Scores]]:
                     return stop, scores
                 with clock.data():
                     batch = next(batches)
-                images = to_input(batch.images, session.transform, device, settings.channels_last)
+                images = to_input(batch, session.transform, device, settings.channels_last)
                 images, targets = mixing(images, batch.labels.to(device, non_blocking=True), update, micro)
                 if update == 0 and micro == 0:
                     with clock.paused():

@@ -12,7 +12,7 @@ import logging
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -41,14 +41,16 @@ from common.surgery import position_groups, set_depthwise
 from common.zoo import crashes_channels_last, create_plain, operate
 from train.augment import model_transform
 from train.averaging import Ema
-from train.batches import LocalError, ValidationSampler, make_loader, open_data
+from train.batches import BatchSource, ValidationSampler, open_data
 from train.configure import accumulation, as_dict, dcls_spec, load_settings
 from train.displacement import load_positions, positions_of, save_positions
+from train.loader import LocalError, loaders_alive, make_loader
 from train.loop import METERS, Session, train
 from train.monitor import Monitor, duration, set_up_logging, table
 from train.optimizers import Schedule, create_optimizer
 from train.publish import publish_run
 from train.randomness import key_seed
+from train.remarks import remarks
 from train.run_folder import RunFolder, new_run, run_to_resume
 from train.settings import Settings
 from train.state import Progress, TrainState, kept_snapshots, read_snapshot
@@ -136,6 +138,7 @@ def _accelerator(settings: Settings) -> Accelerator:
     return accelerator
 
 
+@loaders_alive()
 def _build(settings: Settings, accelerator: Accelerator, command: str) -> Session:
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     accumulation(settings, world)  # refuses a global batch that does not fit, before anything is loaded
@@ -327,11 +330,11 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
 def _announce(session: Session, resuming: bool) -> None:
     settings, progress = session.settings, session.state.progress
     count = sum(p.numel() for p in session.state.model.parameters())
-    validated = len(cast(Sized, session.val_loader.dataset))
+    val_source = cast(BatchSource, session.val_loader.dataset)
     rows = [
         ("run", str(session.folder.path)),
         ("model", f"{settings.model}, {count / 1e6:.2f} M parameters, {settings.num_classes} classes"),
-        ("data", f"{settings.data.source}: {progress.images} to train, {validated} to validate"),
+        ("data", f"{settings.data.source}: {progress.images} to train, {len(val_source)} to validate"),
         ("length", f"{progress.total} updates, {progress.total * progress.global_batch / progress.images:.1f} epochs"),
         (
             "update",
@@ -340,6 +343,7 @@ def _announce(session: Session, resuming: bool) -> None:
             f"{session.accelerator.device.type}",
         ),
     ]
+    rows += remarks(session.train_source, val_source, settings, session.accelerator.device)
     log.info("%s\n%s", "resumed run" if resuming else "new run", table(rows))
 
 

@@ -11,7 +11,8 @@ class DataSettings:
     """Where pictures come from and how large they are."""
 
     source: str = "imagefolder"
-    """`imagefolder`, `scenes`, `hf:REPOSITORY` (hub or local), `parquet:PATTERN` or `webdataset:PATTERN`."""
+    """`imagefolder`, `hf:REPOSITORY` (hub or local), `parquet:PATTERN` or `webdataset:PATTERN`; generated: `scenes`,
+    and `scenes:jpeg`, the same as JPEG files, which are augmented like photographs."""
     root: str | None = None
     """imagefolder: a folder with train/ and val/ class folders, or the class folders themselves. Shards: the folder
     that a relative PATTERN starts from."""
@@ -27,10 +28,11 @@ class DataSettings:
     """Side of a training picture, in pixels."""
     eval_size: int | None = None
     """Side of a validation picture; by default what the model was evaluated with in the study."""
-    workers: int = 8
-    """Processes that load pictures, on each device; 0 loads in the training process."""
-    prefetch: int = 4
-    """Batches that each worker prepares ahead."""
+    workers: int | None = None
+    """Processes that load pictures, on each device; 0 loads in the training process. By default as many as the device
+    has of the machine's cores, less one, at most 12."""
+    prefetch: int = 2
+    """Batches that each worker prepares ahead in training."""
     train_images: int = 12000
     """scenes: pictures in an epoch."""
     val_images: int = 1200
@@ -188,7 +190,8 @@ class Settings:
     init_from: str | None = None
     """The same from a weight file or a checkpoint folder of the plain model."""
     num_classes: int | None = None
-    """Outputs; by default the classes of the data."""
+    """Outputs; by default the classes of the data. Where all class folders are named by WordNet ids of ImageNet's
+    classes, even of a few, labels are ImageNet's and there are 1000 outputs."""
     seed: int = 0
     """Of initial values, order, augmentation and mixing."""
     epochs: float = 300

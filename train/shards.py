@@ -145,6 +145,8 @@ class TarShard:
 class ShardRecords:
     """The pictures of all shards."""
 
+    labels: NDArray[np.int64] | None = None  # they are read with the pictures
+
     def __init__(self, shards: list[Shard]) -> None:
         self.shards = shards
         self.starts = [0, *accumulate(sum(shard.blocks) for shard in shards)]

@@ -12,13 +12,16 @@ from typing import Any, NamedTuple, Protocol
 
 import datasets
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 
 from common.errors import UserError, first_line
 from common.folders import imagenet_names, imagenet_places, scan_class_folders
+from common.scene_random import Split
+from common.scenes import CLASS_NAMES, SceneConfig, render_scenes
 from train.settings import DataSettings
 
-LAYOUT = "ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
+LAYOUT = "ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, or the class folders themselves, ROOT/CLASS/*.jpg"
 
 
 class Record(NamedTuple):
@@ -37,6 +40,8 @@ class Records(Protocol):
 
     classes: list[str] | None
     """Class names by index, where known."""
+    labels: NDArray[np.int64] | None
+    """Label of every picture, where known before the pictures are read."""
 
     def __len__(self) -> int: ...
 
@@ -59,6 +64,8 @@ class TableRecords:
         self, table: datasets.Dataset, picture: str, label: str, classes: list[str] | None, where: str
     ) -> None:
         self.table, self.picture, self.label, self.classes, self.where = table, picture, label, classes, where
+        column = table.select_columns([label]).with_format("arrow")[:].column(label)
+        self.labels: NDArray[np.int64] | None = column.fill_null(-1).to_numpy()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -86,6 +93,7 @@ class Selection:
 
     def __init__(self, records: Records, indices: NDArray[np.int64]) -> None:
         self.records, self.indices, self.classes = records, indices, records.classes
+        self.labels: NDArray[np.int64] | None = None if records.labels is None else records.labels[indices]
         self.place = np.full(len(records), -1)
         self.place[indices] = np.arange(len(indices))
 
@@ -100,6 +108,35 @@ class Selection:
         """See `Records`; the order of the whole data set, without the others."""
         places = self.place[self.records.order(seed, epoch)]
         return places[places >= 0]
+
+
+class SceneRecords:
+    """Generated scenes as JPEG files, which take every step that photographs take without a data set at hand."""
+
+    labels: NDArray[np.int64] | None = None
+
+    def __init__(self, count: int, config: SceneConfig, split: Split) -> None:
+        self.count, self.config, self.split = count, config, split
+        self.classes: list[str] | None = list(CLASS_NAMES)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int) -> Record:
+        """See `Records`."""
+        scene = render_scenes([index], self.config, self.split, 0, False)
+        pixels = np.ascontiguousarray(scene.images[0].permute(1, 2, 0).numpy())
+        return Record(simplejpeg.encode_jpeg(pixels, 95), int(scene.labels[0]), f"scene {index}")
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """See `Records`."""
+        return shuffled(self.count, seed, epoch)
+
+
+def open_scenes(data: DataSettings, size: int) -> tuple[Records, Records]:
+    """Training and validation pictures of `scenes:jpeg`, of `size` pixels a side."""
+    config = SceneConfig(size, data.difficulty, data.scene_seed)
+    return SceneRecords(data.train_images, config, "train"), SceneRecords(data.val_images, config, "val")
 
 
 def hold_out(records: Records, fraction: float, where: str) -> tuple[Records, Records]:

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from common.errors import UserError
 from common.transform import ModelTransform
-from train.batches import Batch, load, to_input
+from train.batches import Batch, to_input
+from train.loader import load
 from train.settings import Settings
 
 
@@ -41,22 +42,27 @@ def validate(
     """Score several models on the same batches.
 
     Each process takes its own pictures; sums and counts are added up once, at the end. The models must be
-    unwrapped: shares of unequal length would keep DDP waiting.
+    unwrapped: shares of unequal length would keep DDP waiting. They see batches of one size, the last one filled up
+    with pictures that do not count, since a compiled model would be compiled anew for another.
     """
     sums = {name: torch.zeros(4, dtype=torch.float64, device=accelerator.device) for name in models}
     modes = {name: model.training for name, model in models.items()}
     for model in models.values():
         model.eval()
+    size = 0
     for batch in load(loader):
-        images = to_input(batch.images, transform, accelerator.device, settings.channels_last)
+        size, real = max(size, len(batch.labels)), len(batch.labels)
+        images = to_input(batch, transform, accelerator.device, settings.channels_last)
+        if real < size:
+            images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, size - real))
         labels = batch.labels.to(accelerator.device, non_blocking=True)
         for name, model in models.items():
             with accelerator.autocast():
                 logits = model(images)
-            logits = logits.float()
+            logits = logits[:real].float()
             hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
-            count = torch.full_like(loss, len(labels))
+            count = torch.full_like(loss, real)
             sums[name] += torch.stack([hits[:, 0].sum(), hits.sum(), loss, count]).double()
     for name, model in models.items():
         model.train(modes[name])

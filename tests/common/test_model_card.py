@@ -9,6 +9,7 @@ from common.model_card import evaluate_command
     ("source", "num_classes", "data"),
     [
         ("scenes", 12, "--data scenes"),
+        ("scenes:jpeg", 12, "--data scenes"),
         ("imagefolder", 1000, "--data clickme --data-root /clickme"),
         ("hf:ILSVRC/imagenet-1k", 1000, "--data clickme --data-root /clickme"),
         ("imagefolder", 37, "--data imagefolder --data-root DIR"),

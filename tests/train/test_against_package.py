@@ -110,7 +110,7 @@ def test_twenty_updates_equal_a_plain_loop(train_here: Any, tmp_path: Path) -> N
         losses = []
         for micro in range(2):
             batch = source.__getitems__(order.keys(8 * update + 4 * micro, 8 * update + 4 * micro + 4))
-            images = to_input(batch.images, model_transform(settings), torch.device("cpu"), True)
+            images = to_input(batch, model_transform(settings), torch.device("cpu"), True)
             loss = F.cross_entropy(model(images), batch.labels, label_smoothing=settings.loss.smoothing)
             (loss / 2).backward()
             losses.append(loss.item())

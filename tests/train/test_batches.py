@@ -15,7 +15,7 @@ from torch.utils.data._utils import signal_handling
 
 from common.errors import UserError
 from tests.train.conftest import make_photographs
-from train.augment import BatchMixing
+from train.augment import BatchMixing, model_transform
 from train.batches import (
     Batch,
     Photographs,
@@ -23,11 +23,11 @@ from train.batches import (
     SampleOrder,
     TrainingSampler,
     ValidationSampler,
-    load,
-    make_loader,
     open_data,
+    to_input,
 )
 from train.configure import load_settings
+from train.loader import load, make_loader
 from train.randomness import random_state, seeded, set_random_state
 from train.settings import Settings
 from train.stopping import Stop, StopListener
@@ -117,6 +117,9 @@ def test_workers_do_not_change_batches(settings: Settings, source: str) -> None:
         found.append(list(load(make_loader(train, sampler, settings, pin=False))))
     for one, two in zip(*found, strict=True):
         assert torch.equal(one.images, two.images) and torch.equal(one.labels, two.labels)
+        inputs = [to_input(batch, model_transform(settings), torch.device("cpu"), True) for batch in (one, two)]
+        assert torch.equal(*inputs)
+    assert (source == "scenes") == all(batch.erasing is None for batch in found[1])
 
 
 def test_loading_leaves_the_models_generator_alone(settings: Settings) -> None:
@@ -187,8 +190,9 @@ def test_a_process_that_exits_with_its_loader_open_does_not_wait_for_ever(settin
     """An error leaves the loader in a traceback; at its exit Python ends the loader's processes and waits for them."""
     program = """
         import sys
-        from train.batches import ValidationSampler, load, make_loader, open_data
+        from train.batches import ValidationSampler, open_data
         from train.configure import load_settings
+        from train.loader import load, make_loader
         settings = load_settings(sys.argv[1:])
         _, source = open_data(settings)
         loader = make_loader(source, ValidationSampler(len(source), 1, 0, 1), settings, pin=False, stays=True)

@@ -22,7 +22,7 @@ def test_the_command_line_lies_over_the_recipe_and_the_recipe_over_defaults() ->
 
 def test_smoke_lies_between_recipe_and_command_line() -> None:
     settings = load_settings(["recipe=convnext_t_dcls", "smoke=true", "updates=5"])
-    assert (settings.updates, settings.data.source, settings.global_batch) == (5, "scenes", 4)
+    assert (settings.updates, settings.data.source, settings.global_batch) == (5, "scenes:jpeg", 4)
     assert settings.name == "convnext_t_dcls_smoke"  # never published over a real checkpoint
     assert settings.augment.mixup == 0.8
 

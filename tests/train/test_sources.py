@@ -17,9 +17,10 @@ from timm.data import ImageNetInfo
 
 from common.errors import UserError
 from tests.train.conftest import make_photographs
-from train.batches import LoadFailure, Photographs, SampleKey, ValidationSampler, load, make_loader, open_data
+from train.batches import LoadFailure, Photographs, SampleKey, ValidationSampler, open_data
 from train.configure import load_settings
 from train.decoding import decode_picture
+from train.loader import load, make_loader
 from train.settings import DataSettings, Settings
 from train.shards import open_shards
 from train.sources import Records, open_folders, open_hub
@@ -84,8 +85,12 @@ def test_a_class_folder_without_pictures_is_named(tmp_path: Path, spoil: Callabl
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.root=.*nowhere: no such folder.*ROOT/train/CLASS.*smoke=true"):
         open_folders(DataSettings(root=str(tmp_path / "nowhere")))
-    with pytest.raises(UserError, match="holds no class folders"):
-        open_folders(DataSettings(root=str(tmp_path)))
+    for name, files in {"empty": [], "flat": ["0.jpg", "1.jpg"]}.items():
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_bytes(jpeg(1))
+        with pytest.raises(UserError, match=r"no class folders.*ROOT/val/CLASS.*class folders themselves, ROOT/CLASS"):
+            open_folders(DataSettings(root=str(tmp_path / name)))
     with pytest.raises(UserError, match=r"no data given: data.root=.*smoke=true"):
         open_folders(DataSettings())
     make_photographs(tmp_path / "one", ("a",), 1)
