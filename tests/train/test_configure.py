@@ -94,7 +94,7 @@ def test_the_help_shows_every_setting_with_its_default_and_documentation() -> No
         (["recipe=demo", "optim.lr={"], "cannot be read"),
         (["recipe=demo_dcls", "dcls.rule=*.depthwise"], "quote a value"),
         (["recipe=demo_dcls", "dcls.rule=depthwize"], "take one of depthwise, "),
-        (["recipe=demo_dcls", "dcls.version=v0"], "did you mean dcls.interpolation?"),
+        (["recipe=demo_dcls", "dcls.version=v0"], "did you mean dcls.interpolation"),
         (["recipe=demo", "pretrained=true", "init_from=x.pth"], "init_from=x.pth and pretrained=true"),
     ],
 )
