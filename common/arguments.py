@@ -58,4 +58,4 @@ class Adding(argparse.Action):
         """Add the values to those given before."""
         given = getattr(namespace, self.dest)
         before = [] if given is self.default or given is None else given
-        setattr(namespace, self.dest, [*before, *(values or ())])
+        setattr(namespace, self.dest, [*before, *(values if isinstance(values, list) else [values])])

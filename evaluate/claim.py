@@ -47,7 +47,7 @@ def claimed(
     question = json.loads(json.dumps(question))  # as what lies there was
     held = _read(out / RUN_FILE)
     if held != question:
-        there = [path for pattern in written for path in sorted(out.glob(pattern))]
+        there = list(dict.fromkeys(path for pattern in written for path in sorted(out.glob(pattern))))
         if (held is not None or there) and not overwrite:
             unknown = there[0].name if held is None else RUN_FILE
             what = _difference(held, question) if held else f"{unknown}, of unknown origin"

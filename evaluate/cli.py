@@ -61,7 +61,7 @@ def parser() -> ArgumentParser:
     what = p.add_argument_group("what is measured")
     named = f"{CKPT_HELP}. NAME=CKPT gives it a name for tables, --model and --compare"
     what.add_argument("--ckpt", nargs="+", action=Adding, default=[], metavar="[NAME=]CKPT", help=named)
-    add_model_options(what)
+    add_model_options(what, "+")
     what.add_argument("--study", choices=STUDIES, help="every model of the study instead of --ckpt, plain against DCLS")
     what.add_argument("--weights-dir", type=Path, help="--study: folder of weight files to take before any download")
     what.add_argument("--dry-run", action="store_true", help="--study: print what would be downloaded and computed")
@@ -143,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if processes.is_main:
             _finish(args, out, checkpoints, plans, pairs, options, processes, result, lacking)
     processes.close()
-    return 2 if lacking else 0
+    # A launcher stops every process when one of them fails, so only the one that is busy to the end says so.
+    return 2 if lacking and processes.is_main else 0
 
 
 def _command() -> str:

@@ -10,11 +10,11 @@ from common.arguments import Adding
 METHOD = "NAME[:KEY=VALUE,...]"
 
 
-def add_model_options(parser: Any) -> None:
-    """Add `--model` and `--model-arg` to a parser or a group of one."""
+def add_model_options(parser: Any, nargs: str | None = None) -> None:
+    """Add `--model` and `--model-arg`, to a parser without positionals with `nargs` of several values."""
     parser.add_argument(
         "--model",
-        nargs="+",
+        nargs=nargs,
         action=Adding,
         default=[],
         metavar="[NAME=]MODEL",
@@ -22,7 +22,7 @@ def add_model_options(parser: Any) -> None:
     )
     parser.add_argument(
         "--model-arg",
-        nargs="+",
+        nargs=nargs,
         action=Adding,
         default=[],
         metavar="[NAME:]KEY=VALUE",

@@ -50,7 +50,7 @@ def parser() -> ArgumentParser:
     """The options of `python -m evaluate explain`."""
     p = ArgumentParser(prog="python -m evaluate explain", description="Explain your own photographs.")
     p.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a file, or a folder of them")
-    p.add_argument("--ckpt", nargs="+", action=Adding, default=[], metavar="CKPT", help="as of python -m evaluate")
+    p.add_argument("--ckpt", action=Adding, default=[], metavar="CKPT", help="as of python -m evaluate")
     add_model_options(p)
     known = f"default: grad_cam; there are {', '.join(map(with_warning, EXPLAINERS))}"
     p.add_argument("--explainer", nargs="+", action=Adding, default=["grad_cam"], metavar=METHOD, help=known)
@@ -204,7 +204,9 @@ class Job:
             shown = ShownBatch(micro_batch, self.options.device, bar)
             while left:
                 batch, left = left[:BATCH], left[BATCH:]
-                bar.set_description(f"explaining {len(files) - len(left)} of {len(files)} photographs", refresh=False)
+                bar.set_description_str(
+                    f"explaining {len(files) - len(left)} of {len(files)} photographs", refresh=False
+                )
                 opened = list(self._opened(batch, lacking))
                 for part in fitting.pieces(len(opened), partial(self._explain_some, opened, shown)):
                     done += part

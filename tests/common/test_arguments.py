@@ -13,6 +13,7 @@ from train.publish import main as publish
 def parser():
     p = ArgumentParser(prog="tool")
     p.add_argument("--name", nargs="+", action=Adding, default=["usual"])
+    p.add_argument("--one", action=Adding, default=[])
     p.add_argument("--count", type=int)
     return p
 
@@ -36,7 +37,7 @@ def test_values_of_an_option_given_twice_add_up_and_replace_the_default(parser, 
     [
         ("--names a", "unknown option --names; did you mean --name"),
         ("--names=a", "unknown option --names; did you mean --name"),
-        ("--zzzz", "unknown option --zzzz; known: --help, --name, --count"),
+        ("--zzzz", "unknown option --zzzz; known: --help, --name, --one, --count"),
         ("a", "unexpected word 'a'; tool --help lists the options"),
         ("--count many", "invalid int value: 'many'; tool --help lists the options"),
     ],
@@ -45,6 +46,12 @@ def test_what_is_wrong_is_an_error_of_one_line(parser, words, message, capsys):
     with pytest.raises(UserError, match=message) as caught:
         parser.parse_args(words.split())
     assert "\n" not in str(caught.value) and not capsys.readouterr().err
+
+
+def test_an_option_of_one_value_adds_up_too_and_takes_no_positional(parser):
+    parser.add_argument("files", nargs="+")
+    args = parser.parse_args(["--one", "abc", "a.jpg", "--one", "d", "--name", "x"])
+    assert (args.one, args.files) == (["abc", "d"], ["a.jpg"])
 
 
 def test_options_of_subcommands_are_known():

@@ -165,6 +165,7 @@ def test_an_explanation_is_not_replaced_unasked(checkpoint, tmp_path):
         main([*given, "--explainer", "grad_cam", "--target", "3"])
     assert (tmp_path / "out" / "explained.json").read_text() == before
     main([*given, "--explainer", "layer_cam", "--overwrite"])
+    main([*given, "--explainer", "layer_cam", "--target", "3", "--overwrite"])
     assert {path.name for path in (tmp_path / "out").glob("a-*")} == {"a-layer_cam.npy", "a-layer_cam.png"}
     Image.new("RGB", (80, 60), "blue").save(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"images .*, now "):

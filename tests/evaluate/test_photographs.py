@@ -198,6 +198,13 @@ def test_the_class_of_a_name_is_explained(tmp_path):
     assert told[0] == told[1] and told[0]["explained_class"] == 7
 
 
+def test_photographs_may_stand_after_the_model(photographs):
+    given = ["--model", "demo", "--model-arg", "num_classes=5", "--ckpt", "untrained", *photographs]
+    args = photographs_module.parser().parse_args(given)
+    assert (args.ckpt, args.model, args.model_arg) == (["untrained"], ["demo"], ["num_classes=5"])
+    assert args.images == list(map(Path, photographs))
+
+
 def test_many_photographs_fill_several_contact_sheets(checkpoint, photographs, tmp_path, monkeypatch):
     monkeypatch.setattr("evaluate.photographs.ROWS", 1)
     main(["explain", *photographs, "--ckpt", str(checkpoint), "--out", str(tmp_path / "out")])

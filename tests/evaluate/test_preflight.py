@@ -17,6 +17,7 @@ from evaluate.preflight import make_plans
 from evaluate.requests import Checkpoints, Request
 from evaluate.runner import RunOptions
 from tests.evaluate.conftest import save_untrained
+from tests.evaluate.test_cli import run
 
 RESNET_AND_VIT = ["--ckpt", "cnn=untrained", "vit=untrained", "--model", "cnn=timm:resnet18",
                   "vit=timm:vit_tiny_patch16_224", "--workers", "0"]  # fmt: skip
@@ -104,6 +105,15 @@ def test_an_explainer_that_fits_one_model_only_is_listed_and_the_rest_is_reporte
     assert len(scores[0]["lacking"]) == 1 and scores[0]["lacking"][0].startswith(told)
     for name in ("report.html", "report.md"):
         assert told in (out / name).read_text()
+
+
+def test_with_several_processes_the_rest_is_reported_too(clickme_root, tmp_path):
+    given = ["--data-root", clickme_root, "--explainer", "grad_cam", "guided_backprop", "--device", "cpu"]
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "evaluate")
+    found = run(*RESNET_AND_VIT, *given, "--out", tmp_path, launcher=launcher, ACCELERATE_USE_CPU="true",
+                OMP_NUM_THREADS="1")  # fmt: skip
+    assert found.returncode != 0 and found.stderr.count("error: not measured:\n  vit: guided_backprop") == 1
+    assert (tmp_path / "report.html").exists() and "SIGTERM" not in found.stderr
 
 
 def test_a_measure_that_fits_one_model_only_is_empty_for_the_other(clickme_root, tmp_path):
