@@ -91,10 +91,9 @@ def make_plans(
             if not is_out_of_memory(error):
                 raise
             broken[f"{name} does not fit into the memory of {options.device}; take another --device"] = None
-    if len(broken) > 1:
-        raise UserError(f"{len(broken)} reasons why this run cannot begin:\n  " + "\n  ".join(broken))
     if broken:
-        raise UserError(*broken)
+        several = f"{len(broken)} reasons why this run cannot begin:\n  " * (len(broken) > 1)
+        raise UserError(several + "\n  ".join(broken))
     for text, reasons in misfits.items():
         if len(reasons) == len(plans):
             raise UserError(f"{text}: {next(iter(reasons.values()))}")
