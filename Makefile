@@ -26,7 +26,7 @@ RUNS := runs/demo
 demo: .venv/installed
 	$(BIN)/python train/main.py recipe=demo run_dir=$(RUNS)/demo checkpoints_dir=$(RUNS)/checkpoints resume=auto
 	$(BIN)/python train/main.py recipe=demo_dcls run_dir=$(RUNS)/demo_dcls checkpoints_dir=$(RUNS)/checkpoints resume=auto
-	$(BIN)/python -m evaluate --ckpt $(RUNS)/checkpoints/demo $(RUNS)/checkpoints/demo_dcls --data scenes --out results/demo
+	$(BIN)/python -m evaluate --ckpt $(RUNS)/checkpoints/demo $(RUNS)/checkpoints/demo_dcls --data scenes --out results/demo --overwrite
 	@echo "report:      results/demo/report.html"
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir $(RUNS)"
 	@echo "checkpoints: $(RUNS)/checkpoints/demo, $(RUNS)/checkpoints/demo_dcls"

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.disk import blame_disk
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -22,6 +24,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except Exception as error:
+        blame_disk(path, error)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -44,6 +49,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(aside)
         else:
             temporary.rename(path)
+    except Exception as error:
+        blame_disk(path, error)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from common.disk import refusal, told
 from common.errors import UserError
-
-# No permission, read-only, full, a file where a folder should be, or a folder that cannot be made.
-_REFUSED = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
-    errno.ENOENT,
-)  # fmt: skip
 
 
 def run_command(main: Callable[[], int | None]) -> int:
     """Run a command's main function and return its exit status.
 
     A `UserError` becomes one message on standard error, without a traceback, and status 2; with several ranks
-    the first one speaks. So does what the file system refuses. Anything else that is raised is a fault of ours and
-    passes through. Ctrl-C ends with 130.
+    the first one speaks. So does what the file system refuses. The exception's notes follow. Anything else that is
+    raised is a fault of ours and passes through. Ctrl-C ends with 130.
     """
+    with _quiet_threads():
+        try:
+            return main() or 0
+        except UserError as error:
+            if os.environ.get("RANK", "0") == "0":
+                _tell(f"error: {error}", error)
+            return 2
+        except Exception as error:
+            refused = refusal(error)
+            if refused is None:
+                raise
+            _tell(f"error: {told(refused)}", error)
+            return 2
+        except KeyboardInterrupt as error:
+            _tell("interrupted", error)
+            return 130
+
+
+def _tell(text: str, error: BaseException) -> None:
+    print("; ".join([text, *getattr(error, "__notes__", ())]), file=sys.stderr)
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """A thread that writes hands on what the disk refused, so it need not print that, too."""
+    usual = threading.excepthook
+
+    def quiet(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is None or refusal(args.exc_value) is None:
+            usual(args)
+
+    threading.excepthook = quiet
     try:
-        return main() or 0
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in _REFUSED or error.filename is None:
-            raise
-        print(
-            f"error: {error.filename}: {error.strerror}; check the place, its permissions and its free space",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        yield
+    finally:
+        threading.excepthook = usual

@@ -6,69 +6,85 @@ import argparse
 import importlib.metadata
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from common.arguments import Adding, ArgumentParser
 from common.checkpoint import library_versions
 from common.errors import UserError
 from evaluate import photographs
+from evaluate.claim import claimed, folder_of
 from evaluate.comparison import compare_pairs, group_seeds, verdict
 from evaluate.data import ClickMeData, EvalData, FolderData, ScenesData
-from evaluate.engine import Evaluation, Request, evaluate_requests, labels
+from evaluate.engine import Evaluation, evaluate_plans, run_question
 from evaluate.explainers import EXPLAINERS, MicroBatch, parse_method, with_warning
-from evaluate.figures import write_figures
+from evaluate.figures import FIGURE_FILES, write_figures
 from evaluate.gallery import choose_gallery, gallery_column
 from evaluate.metrics import MEASURES, parse_measure
-from evaluate.options import add_compile_option, add_layer_option, add_model_options, model_args
+from evaluate.options import METHOD, add_compile_option, add_layer_option, add_model_options, add_out_options
+from evaluate.preflight import Plan, make_plans
 from evaluate.processes import Processes, default_workers, start_processes
 from evaluate.protocols import PROTOCOLS
 from evaluate.report import measure_table, write_report
+from evaluate.requests import Checkpoints, Request, read_requests
 from evaluate.results import COLUMNS, common_notes
 from evaluate.runner import OTHER_HUMAN, RunOptions
 from evaluate.scores import comparison_table, make_scores, plain_table, score_table, write_scores, write_tensorboard
 from evaluate.study import STUDIES, study_pairs, study_plan, study_requests
 from evaluate.subjects import Subject
 
-DATA_SETS = ("clickme", "scenes", "imagefolder")
+DATA_SETS: dict[str, type[EvalData]] = {"clickme": ClickMeData, "scenes": ScenesData, "imagefolder": FolderData}
 CKPT_HELP = (
     "folder written by train; .pth/.pth.tar/.safetensors file (with --model); zenodo:NAME; timm:TAG; "
     "hf-hub:ORG/NAME; untrained (with --model): random weights as a baseline"
 )
+WRITTEN = (
+    "per_image.parquet", "scores.json", "scores.csv", "comparisons.json", "report.html", "report.md", "tensorboard",
+    *FIGURE_FILES,
+)  # fmt: skip
+"""What a run leaves in its folder, beside `parts`."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """The options of `python -m evaluate`."""
-    p = argparse.ArgumentParser(
+    p = ArgumentParser(
         prog="python -m evaluate",
         description="Measure how human a checkpoint's attention is.",
-        epilog="python -m evaluate explain IMAGE... explains your own photographs",
+        epilog="python -m evaluate explain IMAGE... explains your own photographs. Options of several values may be "
+        "given several times; the values add up.",
     )
     what = p.add_argument_group("what is measured")
-    what.add_argument("--ckpt", nargs="+", default=[], metavar="CKPT", help=CKPT_HELP)
-    add_model_options(what)
+    named = f"{CKPT_HELP}. NAME=CKPT gives it a name for tables, --model and --compare"
+    what.add_argument("--ckpt", nargs="+", action=Adding, default=[], metavar="[NAME=]CKPT", help=named)
+    add_model_options(what, "+")
     what.add_argument("--study", choices=STUDIES, help="every model of the study instead of --ckpt, plain against DCLS")
     what.add_argument("--weights-dir", type=Path, help="--study: folder of weight files to take before any download")
     what.add_argument("--dry-run", action="store_true", help="--study: print what would be downloaded and computed")
-    what.add_argument("--data", choices=DATA_SETS, default="clickme")
+    what.add_argument("--data", choices=DATA_SETS, default="clickme", help="default: %(default)s")
     what.add_argument("--data-root", type=Path, help="folder of the data set (not for scenes)")
     what.add_argument("--labels", type=Path, help="imagefolder: CSV with columns file, label (no class folders)")
     what.add_argument("--limit", type=int, help="a seeded random subset of so many images; scores are marked partial")
     how = p.add_argument_group("how")
-    method = "NAME[:KEY=VALUE,...]"
     default = ["grad_cam", "threshold_grad_cam"]
     known = f"default: {' '.join(default)}; there are {', '.join(map(with_warning, EXPLAINERS))}, {OTHER_HUMAN}"
-    how.add_argument("--explainer", nargs="+", metavar=method, default=default, help=known)
-    how.add_argument("--protocol", nargs="+", choices=PROTOCOLS, help="default: paper (with --study both)")
+    how.add_argument("--explainer", nargs="+", action=Adding, metavar=METHOD, default=default, help=known)
+    protocols = "default: paper (with --study both)"
+    how.add_argument("--protocol", nargs="+", action=Adding, choices=PROTOCOLS, default=[], help=protocols)
     add_layer_option(how)
     how.add_argument("--target", choices=("label", "predicted"), default="label", help="class that is explained")
     further = f"further measures of each explainer: {', '.join(MEASURES)}"
-    how.add_argument("--metric", nargs="+", default=[], metavar=method, help=further)
+    how.add_argument("--metric", nargs="+", action=Adding, default=[], metavar=METHOD, help=further)
     how.add_argument("--micro-batch", type=int, help="images at once where many passes are needed; adapts to memory")
     pair = "paired comparison of two checkpoints by their names in the table, B minus A; repeatable"
     how.add_argument("--compare", nargs=2, action="append", default=[], metavar=("A", "B"), help=pair)
-    how.add_argument("--out", type=Path, default=Path("results/latest"), help="folder of results (%(default)s)")
-    how.add_argument("--batch-size", type=int, help="default: 8 on a CPU, where it is fastest, 32 on a GPU")
+    add_out_options(how)
+    size = "default: 8 on a CPU, where it is fastest, 32 on a GPU; adapts to memory"
+    how.add_argument("--batch-size", type=int, help=size)
     how.add_argument("--workers", type=int, help="processes that read pictures (default: 2 on a CPU, more on a GPU)")
     how.add_argument("--skip-bad", action="store_true", help="leave out and list images that cannot be read")
     how.add_argument("--seed", type=int, default=0, help="of --limit, the bootstrap and untrained weights")
@@ -79,7 +95,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate what the command line asks for; returns 0.
+    """Evaluate what the command line asks for.
+
+    Returns:
+        0, or 2 where the report lacks some of it, which is listed.
 
     Raises:
         UserError: what was asked for cannot be done.
@@ -90,19 +109,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(words)
     _check(args)
     requests, pairs = _requests(args)
-    known = labels(requests)
-    for name in (name for pair in pairs for name in pair):
-        if name not in known:
-            raise UserError(f"--compare {name}: no such checkpoint in this run; there are {', '.join(known)}")
     if args.dry_run:
         print(study_plan(requests, args.data_root))
         return 0
-    for entry in ("config.yaml", "snapshots"):
-        if (args.out / entry).exists():
-            raise UserError(f"--out {args.out} holds a training run ({entry}); take another folder for the results")
+    checkpoints = Checkpoints(requests, args.seed)
+    for name in (name for pair in pairs for name in pair):
+        if name not in checkpoints.requests:
+            known = ", ".join(checkpoints.requests)
+            raise UserError(
+                f"--compare {name}: no such checkpoint in this run; there are {known} (--ckpt NAME=CKPT gives a name)"
+            )
     processes = start_processes(args.device)
+    options = _options(args, processes)
+    plans, misfits = processes.together(
+        lambda: make_plans(checkpoints, _opener(args), options, args.limit, args.seed, processes.is_main)
+    )
+    question = run_question(plans, options, args.limit, args.seed)
+    first, *others = checkpoints.requests
+    called = args.study or first + f"-and-{len(others)}-more" * bool(others)
+    out = args.out or folder_of(question, called, args.data)
+    claim = claimed(
+        out,
+        question,
+        _command(),
+        WRITTEN,
+        args.overwrite,
+        ("parts/*/*", f"finished parts are kept in {out / 'parts'}, and the same command continues after them"),
+    )
+    with ExitStack() as stack:
+        processes.together(lambda: stack.enter_context(claim) if processes.is_main else None)
+        result = evaluate_plans(checkpoints, plans, options, processes, out, args.seed)
+        lacking = misfits + result.failed
+        if processes.is_main:
+            _finish(args, out, checkpoints, plans, pairs, options, processes, result, lacking)
+    processes.close()
+    # A launcher stops every process when one of them fails, so only the one that is busy to the end says so.
+    return 2 if lacking and processes.is_main else 0
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "evaluate", *sys.argv[1:]])
+
+
+def _options(args: argparse.Namespace, processes: Processes) -> RunOptions:
     protocols = args.protocol or (list(PROTOCOLS) if args.study else ["paper"])
-    options = RunOptions(
+    return RunOptions(
         tuple(dict.fromkeys(args.explainer)),
         tuple(dict.fromkeys(protocols)),
         tuple(dict.fromkeys(args.metric)),
@@ -116,13 +167,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         layer=args.layer,
         target=args.target,
     )
-    result = evaluate_requests(
-        requests, lambda subject: _open_data(args, subject), options, processes, args.out, args.limit, args.seed
-    )
-    if processes.is_main:
-        _finish(args, requests, pairs, options, processes, result)
-    processes.close()
-    return 0
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -143,6 +187,14 @@ def _check(args: argparse.Namespace) -> None:
     if args.data != "scenes" and args.data_root is None:
         layout = "val-0.tfrecords ... val-16.tfrecords" if args.data == "clickme" else "class folders of pictures"
         raise UserError(f"--data {args.data} needs --data-root DIR, the folder that holds {layout}")
+    if not DATA_SETS[args.data].has_human_maps:
+        if args.compare:
+            raise UserError(f"--compare compares alignment with human maps, which --data {args.data} has none of")
+        if OTHER_HUMAN in args.explainer:
+            raise UserError(f"--explainer {OTHER_HUMAN} needs human maps, which --data {args.data} has none of")
+    for entry in ("config.yaml", "snapshots"):
+        if args.out is not None and (args.out / entry).exists():
+            raise UserError(f"--out {args.out} holds a training run ({entry}); take another folder for the results")
     try:
         importlib.metadata.distribution("evaluate")
     except importlib.metadata.PackageNotFoundError:
@@ -158,63 +210,75 @@ def _requests(args: argparse.Namespace) -> tuple[list[Request], list[tuple[str, 
     pairs = [(first, second) for first, second in args.compare]
     if args.study:
         return study_requests(args.weights_dir), pairs or study_pairs()
-    arguments = model_args(args.model_arg)
-    return [Request(spec, args.model, arguments) for spec in args.ckpt], pairs
+    return read_requests(args.ckpt, args.model, args.model_arg), pairs
 
 
-def _open_data(args: argparse.Namespace, subject: Subject) -> EvalData:
+def _opener(args: argparse.Namespace) -> Callable[[Subject], EvalData]:
+    """The data set for a model; models that see it alike share one.
+
+    Raises:
+        UserError: there is none.
+    """
     if args.data == "scenes":
-        return ScenesData(subject.transform.resize)
+        scenes = cache(ScenesData)
+        return lambda subject: scenes(subject.transform.resize)
     if args.data == "clickme":
-        return ClickMeData(args.data_root)
-    return FolderData(args.data_root, args.labels, subject.num_classes, subject.classes)
+        clickme = ClickMeData(args.data_root)
+        return lambda subject: clickme
+
+    @cache
+    def folder(num_classes: int, classes: tuple[str, ...] | None) -> FolderData:
+        return FolderData(args.data_root, args.labels, num_classes, None if classes is None else list(classes))
+
+    return lambda subject: folder(subject.num_classes, None if subject.classes is None else tuple(subject.classes))
 
 
 def _finish(
     args: argparse.Namespace,
-    requests: Sequence[Request],
+    out: Path,
+    checkpoints: Checkpoints,
+    plans: Sequence[Plan],
     pairs: Sequence[tuple[str, str]],
     options: RunOptions,
     processes: Processes,
     result: Evaluation,
+    lacking: Sequence[str],
 ) -> None:
     """Scores, comparisons, report: on the main process, once every row is there."""
     run: dict[str, Any] = {
         "partial": result.partial,
-        "data": {
-            "name": result.data.name,
-            "root": str(args.data_root) if args.data_root else None,
-            "n_images": len(result.data),
-            "fingerprint": result.data.fingerprint(),
-        },
+        "lacking": list(lacking),
         "precision": args.precision,
         "compile": args.compile,
         "device": str(options.device),
         "processes": processes.world,
         "seed": args.seed,
-        "command": shlex.join(["python", "-m", "evaluate", *sys.argv[1:]]),
+        "command": _command(),
         "versions": library_versions(),
     }
     run["layer"] = args.layer or "the last feature map (class-token transformers: the last block's first norm)"
     run["target"] = args.target
     scores = make_scores(result.groups, result.checkpoints, run, result.data.ceiling, args.seed)
     comparisons = _compare(pairs, result, scores, args.seed)
-    write_scores(args.out, scores, comparisons)
+    write_scores(out, scores, comparisons)
     gallery = choose_gallery(result.groups, pairs)
     columns = []
-    for request, name in zip(requests, result.checkpoints):
-        subject = request.load(args.seed, name)
-        columns.append(gallery_column(subject, _open_data(args, subject), gallery, options))
-    charts = write_figures(args.out / "figures", scores)
-    write_report(args.out, scores, comparisons, result.groups, gallery, columns, charts)
-    write_tensorboard(args.out / "tensorboard", scores)
+    for plan in tqdm(plans, "gallery", unit="checkpoint", leave=False, disable=None):
+        if plan.name in result.checkpoints:
+            with checkpoints.on(plan.name, options.device) as subject:
+                columns.append(gallery_column(subject, plan.data, gallery, plan.options))
+    charts = write_figures(out / "figures", scores)
+    write_report(out, scores, comparisons, result.groups, gallery, columns, charts)
+    write_tensorboard(out / "tensorboard", scores)
     print(score_table(scores))
     if options.measures:
         _, head, rows = measure_table(scores)
         print(f"\n{plain_table(head, rows)}")
     if comparisons:
         print(f"\n{comparison_table(comparisons)}")
-    print(f"scores, per-image table and report: {args.out}/scores.json, per_image.parquet, report.html")
+    print(f"scores, per-image table and report: {out}/scores.json, per_image.parquet, report.html")
+    if lacking:
+        print("error: not measured:\n  " + "\n  ".join(lacking), file=sys.stderr)
 
 
 def _compare(

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from common.errors import UserError
+from common.folders import SUFFIXES
 from evaluate.tfrecord import RecordIndex, Value, index_records, parse_example, read_record
 
 HUMAN_CEILING = 0.65753
@@ -123,6 +124,8 @@ def find_shards(root: Path) -> list[Path]:
             if found:
                 return [found[number] for number in sorted(found)]
     state = "holds no ClickMe shards" if root.is_dir() else "does not exist"
+    if any(path.suffix.lower() in SUFFIXES for pattern in ("*", "*/*") for path in root.glob(pattern)):
+        raise UserError(f"{root} {state}, but pictures: give --data imagefolder for them")
     raise UserError(
         f"{root} {state}. Expected {root}/val-0.tfrecords ... val-16.tfrecords (or in {root}/val/), as "
         f"published at https://{PUBLISHED_AT}/val/val-0.tfrecords and so on."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from common.arguments import Adding, ArgumentParser
 from common.download import download
 from common.errors import UserError
 from evaluate.clickme import PUBLISHED_AT, PUBLISHED_SHARDS
@@ -16,14 +16,14 @@ from evaluate.clickme_parquet import convert
 from evaluate.tfrecord import index_records
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """The options of `python -m evaluate.clickme`."""
-    p = argparse.ArgumentParser(prog="python -m evaluate.clickme", description=__doc__)
+    p = ArgumentParser(prog="python -m evaluate.clickme", description=__doc__)
     commands = p.add_subparsers(dest="command", required=True)
     fetch = commands.add_parser("download", help="fetch published shards; goes on where it was interrupted")
     fetch.add_argument("--split", choices=list(PUBLISHED_SHARDS), default="val", help="default: %(default)s")
     fetch.add_argument("--to", type=Path, required=True, metavar="DIR", help="shards come into DIR/SPLIT")
-    fetch.add_argument("--shards", type=int, nargs="+", metavar="N", help="only these numbers")
+    fetch.add_argument("--shards", type=int, nargs="+", action=Adding, metavar="N", help="only these numbers")
     to_parquet = commands.add_parser("convert", help="write Parquet that datasets.load_dataset(DIR) reads")
     to_parquet.add_argument("--data-root", type=Path, required=True, help="folder of shards, or one shard")
     to_parquet.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")

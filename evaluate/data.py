@@ -8,7 +8,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +50,8 @@ class EvalData(ABC):
     ceiling: float | None = None
     """Mean Spearman correlation between people, by which alignment is divided; None where there is none."""
     has_human_maps: bool = True
+    has_boxes: bool = False
+    """Whether pictures come with the boxes of their objects."""
     num_classes: int = 1000
     class_names: list[str] | None = None
     place: str = ""
@@ -108,6 +110,7 @@ class ScenesData(EvalData):
     """Generated scenes that no training run has seen (their validation split)."""
 
     name = "scenes"
+    has_boxes = True
     num_classes = len(CLASS_NAMES)
 
     def __init__(self, size: int, count: int = SCENES_COUNT, config: SceneConfig | None = None) -> None:
@@ -137,7 +140,7 @@ class FolderData(EvalData):
             those; where all bear WordNet ids they mean ImageNet's; else they count in sorted order.
         labels: a CSV with the columns `file` (relative to `root`), `label` (class index) and, if known, `boxes`
             (a JSON list of [x0, y0, x1, y1] in the picture's pixels).
-        num_classes: that the model of a table's labels tells apart.
+        num_classes: of the model that a table's labels belong to.
         classes: names of the model's classes, in order of index, where known.
 
     Raises:
@@ -160,6 +163,7 @@ class FolderData(EvalData):
             self.num_classes = num_classes
         else:
             self.files, self.labels, self.num_classes = _from_folders(root, classes)
+        self.has_boxes = self.boxes is not None
         self.class_names = names_of_classes(self.num_classes, classes)
 
     def __len__(self) -> int:
@@ -266,8 +270,29 @@ class Batch:
     image_ids: list[str]
     boxes: list[Tensor] | None = None
     """For each image its objects (n, 4), x0, y0, x1, y1 in pixels of `pixels`, not clipped."""
-    bad: list[str] = field(default_factory=list)
-    """What is wrong with the pictures that were left out; only where that was asked for."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, rows: slice) -> Batch:
+        """Some of its images."""
+        return Batch(
+            self.pixels[rows],
+            None if self.human is None else self.human[rows],
+            self.labels[rows],
+            self.indices[rows],
+            self.image_ids[rows],
+            None if self.boxes is None else self.boxes[rows],
+        )
+
+
+class Read(NamedTuple):
+    """What became of the pictures of one batch."""
+
+    batch: Batch | None
+    """None where none could be read."""
+    bad: list[str]
+    """What is wrong with those that could not."""
 
 
 _Item = tuple[Tensor, Tensor | None, int, int, str, Tensor | None]
@@ -276,17 +301,16 @@ _Item = tuple[Tensor, Tensor | None, int, int, str, Tensor | None]
 class _Items(Dataset[_Item | UserError]):
     """Pictures through a model's geometry, for the loader's workers."""
 
-    def __init__(self, data: EvalData, transform: ModelTransform, indices: Sequence[int]) -> None:
-        self.data, self.transform, self.geometry, self.indices = data, transform, transform.geometry(), indices
+    def __init__(self, data: EvalData, transform: ModelTransform) -> None:
+        self.data, self.transform, self.geometry = data, transform, transform.geometry()
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.data)
 
-    def __getitem__(self, position: int) -> _Item | UserError:
-        index = int(self.indices[position])
+    def __getitem__(self, index: int) -> _Item | UserError:
         try:
             picture = self.data.picture(index)
-        except UserError as error:  # raised again by `load_batches`: the loader would wrap it in a traceback
+        except UserError as error:  # told by whoever asked for the batch: the loader would wrap it in a traceback
             return error
         boxes = None
         if picture.boxes is not None:
@@ -296,48 +320,51 @@ class _Items(Dataset[_Item | UserError]):
         return self.geometry(picture.image), picture.human, picture.label, index, picture.image_id, boxes
 
 
-def _collate(items: list[_Item | UserError]) -> Batch | list[UserError]:
-    bad = [item for item in items if isinstance(item, UserError)]
+def _collate(items: list[_Item | UserError]) -> Read:
+    bad = [str(item) for item in items if isinstance(item, UserError)]
     good = [item for item in items if not isinstance(item, UserError)]
     if not good:
-        return bad
+        return Read(None, bad)
     pixels, human, labels, indices, ids, boxes = zip(*good)
     maps = None if human[0] is None else torch.stack(human)
     objects = None if boxes[0] is None else list(boxes)
     numbers = torch.tensor(labels), torch.tensor(indices)
-    return Batch(torch.stack(pixels), maps, *numbers, list(ids), objects, [str(error) for error in bad])
+    return Read(Batch(torch.stack(pixels), maps, *numbers, list(ids), objects), bad)
 
 
-def load_batches(
-    data: EvalData,
-    transform: ModelTransform,
-    indices: Sequence[int],
-    batch_size: int,
-    workers: int,
-    skipped: list[str] | None = None,
-) -> Iterator[Batch]:
-    """The pictures at `indices` in that order, in batches, read and transformed by `workers` processes.
+def read_batches(
+    data: EvalData, transform: ModelTransform, batches: Sequence[list[int]], workers: int
+) -> Iterator[Read]:
+    """The pictures of each batch in turn, read and transformed by `workers` processes that live until the last.
 
     Args:
         data: where they are.
         transform: of the model.
-        indices: places in the data set.
-        batch_size: pictures at once.
+        batches: places in the data set.
         workers: processes; 0 reads here.
-        skipped: receives what is wrong with a picture that cannot be read, which is then left out.
+    """
+    items = _Items(data, transform)
+    yield from DataLoader(items, batch_sampler=batches, collate_fn=_collate, num_workers=workers)
+
+
+def in_batches(indices: Sequence[int], size: int) -> list[list[int]]:
+    """Places in the data set, so many at a time."""
+    return [[int(index) for index in indices[start : start + size]] for start in range(0, len(indices), size)]
+
+
+def load_batches(
+    data: EvalData, transform: ModelTransform, indices: Sequence[int], batch_size: int, workers: int
+) -> Iterator[Batch]:
+    """The pictures at `indices` in that order, in batches; see `read_batches`.
 
     Raises:
-        UserError: a picture cannot be read and `skipped` is None.
+        UserError: a picture cannot be read.
     """
-    items = _Items(data, transform, indices)
-    for batch in DataLoader(items, batch_size, collate_fn=_collate, num_workers=workers):
-        bad = batch.bad if isinstance(batch, Batch) else [str(error) for error in batch]
-        if bad and skipped is None:
+    for batch, bad in read_batches(data, transform, in_batches(indices, batch_size), workers):
+        if bad:
             raise UserError(bad[0])
-        if skipped is not None:
-            skipped += bad
-        if isinstance(batch, Batch):
-            yield batch
+        assert batch is not None
+        yield batch
 
 
 def choose_indices(count: int, limit: int | None, seed: int) -> np.ndarray:

@@ -1,13 +1,14 @@
-"""Evaluate checkpoint after checkpoint, chunk after chunk; what is finished is kept and found again."""
+"""Evaluate checkpoint after checkpoint, part after part; what is finished is kept and found again."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from tqdm import tqdm
 
 from common.checkpoint import library_versions
 from common.errors import UserError
-from evaluate.data import EvalData, choose_indices, load_batches
+from evaluate.claim import Question
+from evaluate.data import EvalData, in_batches, read_batches
 from evaluate.explainers import parse_method
 from evaluate.metrics import parse_measure
+from evaluate.preflight import Plan
 from evaluate.processes import Processes
-from evaluate.results import PartStore, common_notes, merge_parts, schema_with, summed
-from evaluate.runner import OTHER_HUMAN, Measured, RunOptions, bf16_deviation, measure
+from evaluate.requests import Checkpoints
+from evaluate.results import PartStore, common_notes, merge_parts, remove_stale, schema_with
+from evaluate.runner import OTHER_HUMAN, Measured, RunOptions, Unmeasurable, bf16_deviation, measure_batches, summed
 from evaluate.statistics import Group, GroupKey, collect
-from evaluate.subjects import Subject, label_of, load_subject
+from evaluate.subjects import Subject
 
 CHUNK, SLOW_CHUNK = 2048, 32
 """Images of a part, what a killed run can lose: of the shared pass alone, and with methods of many passes."""
@@ -37,191 +41,160 @@ def chunk_size(options: RunOptions) -> int:
     return SLOW_CHUNK if options.measures or families & {"perturbation", "optimisation"} else CHUNK
 
 
-@dataclass(frozen=True)
-class Request:
-    """One checkpoint to be evaluated."""
-
-    spec: str
-    """What follows `--ckpt`."""
-    model: str | None = None
-    """Architecture of a weight file."""
-    model_args: dict[str, Any] = field(default_factory=dict)
-    name: str | None = None
-    """In tables; None: see `evaluate.subjects.label_of`."""
-
-    def load(self, seed: int, label: str) -> Subject:
-        """Load the model under one of the names that `labels` gives."""
-        subject = load_subject(self.spec, self.model, dict(self.model_args), seed)
-        subject.name = label
-        return subject
-
-
-def labels(requests: Sequence[Request]) -> list[str]:
-    """Names in tables; one that is taken gets a number, so that rows tell checkpoints apart."""
-    found: list[str] = []
-    for request in requests:
-        name = label = request.name or label_of(request.spec, request.model)
-        number = 2
-        while label in found:
-            label, number = f"{name} ({number})", number + 1
-        found.append(label)
-    return found
-
-
 @dataclass
 class Evaluation:
-    """What a run found out; on the main process only."""
+    """What a run found out; on the main process only, but for `failed`."""
 
     data: EvalData
     partial: str
     """Why the scores are not those of the whole data set; empty if they are."""
     checkpoints: dict[str, dict[str, Any]]
-    """What is known of each checkpoint, by its name in tables."""
+    """What is known of each checkpoint that was measured, by its name in tables."""
     groups: dict[GroupKey, Group]
+    failed: list[str]
+    """Checkpoints that could not be measured, and why."""
 
 
-def evaluate_requests(
-    requests: Sequence[Request],
-    open_data: Callable[[Subject], EvalData],
-    options: RunOptions,
-    processes: Processes,
-    out: Path,
-    limit: int | None,
-    seed: int,
+def evaluate_plans(
+    checkpoints: Checkpoints, plans: Sequence[Plan], options: RunOptions, processes: Processes, out: Path, seed: int
 ) -> Evaluation:
-    """Measure every request and write `per_image.parquet` into the folder `out`.
+    """Measure every checkpoint and write `per_image.parquet` into the folder `out`.
 
     Args:
-        requests: at least one.
-        open_data: the data set for a model (generated pictures follow its input size).
-        options: how to measure.
+        checkpoints: of the run.
+        plans: for each of them, at least one.
+        options: of the whole run.
         processes: each takes every n-th image.
-        out: folder of results; finished chunks lie in its subfolder `parts`.
-        limit: a seeded random subset of so many images, or None.
-        seed: of the subset and of untrained weights.
+        out: folder of results; finished parts lie in its subfolder `parts`.
+        seed: of the subset, to be told.
 
     Raises:
-        UserError: a checkpoint or an image cannot be read, or model and data do not fit.
+        UserError: an image cannot be read, or no checkpoint could be measured.
     """
-    checkpoints: dict[str, dict[str, Any]] = {}
-    stores: list[PartStore] = []
-    for request, label in zip(requests, labels(requests)):
-        subject = request.load(seed, label)
-        data = open_data(subject)
-        indices = choose_indices(len(data), limit, seed).tolist()
-        size = chunk_size(options)
-        chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
-        digest = subject.weights_sha256 or state_digest(subject)
-        question = _question(subject, digest, data, indices, options)
-        subject.to(options.device)
-        if options.compile:
-            subject.compile()
-        store = PartStore(
-            out / "parts", subject.name, question, schema_with(options.measures, curves(options.measures))
-        )
-        _measure_chunks(subject, data, chunks, options, processes, store)
-        stores.append(store)
-        checkpoints[subject.name] = _describe(subject, digest)
-        if processes.is_main:
-            seconds = store.seconds(len(chunks))
-            if not sys.stderr.isatty():  # where no bar was drawn
-                print(f"{subject.name}: {len(indices)} images in {seconds:.0f} s", flush=True)
-            checkpoints[subject.name] |= {
-                "seconds": seconds,
-                "images_per_second": len(indices) / max(seconds, 1e-9),
-                "explainer_seconds": store.explainer_seconds(len(chunks)),
-                "explainer_notes": store.notes(len(chunks)),
-                "batch_size": options.batch_size,
-                "threads": torch.get_num_threads(),
-            }
-            if options.bf16 and data.has_human_maps:
-                checkpoints[subject.name]["bf16_deviation"] = _report_bf16(subject, data, indices, options)
+    schema = schema_with(options.measures, curves(options.measures))
+    stores = [
+        PartStore(out / "parts", plan.name, _part_question(plan, schema.names), _parts(plan), schema) for plan in plans
+    ]
+    if processes.is_main:
+        remove_stale(stores)
+    measured: list[tuple[Plan, PartStore]] = []
+    known: dict[str, dict[str, Any]] = {}
+    failed: list[str] = []
+    for plan, store in zip(plans, stores):
+        try:
+            with checkpoints.on(plan.name, options.device, options.compile) as subject:
+                _measure_parts(subject, plan, processes, store)
+                if processes.is_main:
+                    known[plan.name] = plan.facts | _costs(plan, store) | _bf16(subject, plan)
+        except Unmeasurable as error:
+            failed.append(f"{plan.name}: {error}")
+        else:
+            measured.append((plan, store))
+    if not measured:
+        raise UserError("\n  ".join(failed))
     groups: dict[GroupKey, Group] = {}
+    first, _ = measured[0]
     if processes.is_main:
-        notes = common_notes({name: about["explainer_notes"] for name, about in checkpoints.items()})
-        merge_parts(out / "per_image.parquet", stores, len(chunks), notes)
-        for store in stores:
-            groups |= collect(store.tables(len(chunks)), options.measures)
+        notes = common_notes({name: about["explainer_notes"] for name, about in known.items()})
+        merge_parts(out / "per_image.parquet", [store for _, store in measured], notes)
+        for _, store in measured:
+            groups |= collect(store.tables(), options.measures)
         if not groups:
-            raise UserError(f"none of the {len(indices)} images of {data.name} could be read; see the list above")
-    partial = _partial(data, len(indices), seed, next(iter(groups.values())) if groups else None)
-    return Evaluation(data, partial, checkpoints, groups)
+            raise UserError(
+                f"none of the {len(first.indices)} images of {first.data.name} could be read; see the list above"
+            )
+    why_partial = _partial(first.data, len(first.indices), seed, next(iter(groups.values())) if groups else None)
+    return Evaluation(first.data, why_partial, known, groups, failed)
 
 
-def _measure_chunks(
-    subject: Subject,
-    data: EvalData,
-    chunks: Sequence[Sequence[int]],
-    options: RunOptions,
-    processes: Processes,
-    store: PartStore,
-) -> None:
-    if processes.is_main:
-        store.remove_others()
-    finished = processes.from_main(store.finished(len(chunks)))
-    total = sum(len(chunk) for chunk in chunks)
+def _parts(plan: Plan) -> list[list[int]]:
+    return in_batches(plan.indices, chunk_size(plan.options))
+
+
+def _measure_parts(subject: Subject, plan: Plan, processes: Processes, store: PartStore) -> None:
+    """Measure the parts that are not there yet, whose images one loader of each process reads."""
+    options, parts = plan.options, store.parts
+    finished = processes.from_main(store.finished(whole=not options.skip_bad))
+    left = [number for number in range(len(parts)) if number not in finished]
+    shares = [in_batches(parts[number][processes.rank :: processes.world], options.batch_size) for number in left]
+    stream = measure_batches(subject, plan.data, [batch for share in shares for batch in share], options)
     shown = options.progress and processes.is_main
-    with tqdm(total=total, desc=subject.name, unit="img", disable=None if shown else True) as bar:
-        images_done, said = 0, time.monotonic()
-
-        def done(images: int) -> None:
-            nonlocal images_done, said
-            images_done += images * processes.world
-            bar.update(images * processes.world)
-            if shown and bar.disable and time.monotonic() - said > SAID_EVERY:
-                said = time.monotonic()
-                print(f"{subject.name}: {min(images_done, total)} of {total} images", flush=True)
-
-        for number, chunk in enumerate(chunks):
-            if number in finished:
-                bar.update(len(chunk))
-                images_done += len(chunk)
-                continue
+    with Progress(plan.name, len(plan.indices), shown) as progress:
+        progress.add(sum(len(parts[number]) for number in finished))  # of which nothing is read
+        for number, share in zip(left, shares):
             start = time.perf_counter()
-            share = chunk[processes.rank :: processes.world]
-            found = processes.gather(partial(_measure_share, subject, data, share, options, done))
+            batches = processes.gather(partial(_take, stream, len(share), progress, processes.world))
             if processes.is_main:
-                order = {index: place for place, index in enumerate(chunk)}
-                batches = [batch for part, _ in found for batch in part]
+                order = {index: place for place, index in enumerate(parts[number])}
                 rows = sorted((row for batch in batches for row in batch.rows), key=lambda row: order[row["index"]])
-                explainers = summed(batch.seconds for batch in batches)
+                left_out = [text for batch in batches for text in batch.bad]
+                seconds = summed(batch.seconds for batch in batches)
                 notes = {name: note for batch in batches for name, note in batch.notes.items()}
-                left_out = [text for _, bad in found for text in bad]
-                store.write(number, rows, time.perf_counter() - start, explainers, notes, left_out)
-        bar.n = total
-        bar.refresh()
+                store.write(number, rows, time.perf_counter() - start, seconds, notes, left_out)
     if not processes.is_main:
         return
-    if bad := store.left_out(len(chunks)):
-        print(f"{subject.name}: {len(bad)} images left out:\n  " + "\n  ".join(bad))
+    if bad := store.left_out():
+        print(f"{plan.name}: {len(bad)} images left out:\n  " + "\n  ".join(bad))
     if finished:
-        print(f"{subject.name}: {len(finished)} of {len(chunks)} parts kept from an earlier start")
+        print(f"{plan.name}: {len(finished)} of {len(parts)} parts kept from an earlier start")
 
 
-def _measure_share(
-    subject: Subject, data: EvalData, share: Sequence[int], options: RunOptions, done: Callable[[int], None]
-) -> list[tuple[list[Measured], list[str]]]:
-    """This process's part of a chunk and what is wrong with images that were left out, as the one item of a list."""
-    bad: list[str] = []
-    batches: list[Measured] = []
-    for batch in measure(subject, data, share, options, bad):
-        batches.append(batch)
-        done(batch.n_images)
-    return [(batches, bad)]
+def _take(stream: Iterator[Measured], count: int, progress: Progress, world: int) -> list[Measured]:
+    """The next batches of this process; the others are taken to be as far."""
+    taken = []
+    for batch in islice(stream, count):
+        taken.append(batch)
+        progress.add((batch.n_images + len(batch.bad)) * world)
+    return taken
+
+
+class Progress:
+    """A bar of images; where none can be drawn, a line now and then."""
+
+    def __init__(self, name: str, total: int, shown: bool) -> None:
+        self.bar = tqdm(total=total, desc=name, unit="img", disable=None if shown else True)
+        self.name, self.total, self.shown = name, total, shown
+        self.done, self.said = 0, time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.bar.n = self.total
+        self.bar.close()
+
+    def add(self, images: int) -> None:
+        """So many images more are done."""
+        self.done = min(self.done + images, self.total)
+        self.bar.n = self.done
+        self.bar.update(0)
+        if self.shown and self.bar.disable and time.monotonic() - self.said > SAID_EVERY:
+            self.said = time.monotonic()
+            print(f"{self.name}: {self.done} of {self.total} images", flush=True)
+
+
+def _costs(plan: Plan, store: PartStore) -> dict[str, Any]:
+    """What measuring a checkpoint took."""
+    seconds, left_out = store.seconds(), len(store.left_out())
+    images = len(plan.indices) - left_out
+    if not sys.stderr.isatty():  # where no bar was drawn
+        print(
+            f"{plan.name}: {images} images in {seconds:.0f} s" + f", {left_out} left out" * bool(left_out), flush=True
+        )
+    return {
+        "seconds": seconds,
+        "images_per_second": images / max(seconds, 1e-9),
+        "explainer_seconds": store.explainer_seconds(),
+        "explainer_notes": store.notes(),
+        "batch_size": plan.options.batch_size,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def curves(measures: Sequence[str]) -> list[str]:
     """Those of some measures that keep more than a number an image."""
     return [name for name in measures if parse_measure(name)[0].has_curve]
-
-
-def state_digest(subject: Subject) -> str:
-    """SHA-256 of a model's weights, for models that come from no file."""
-    digest = hashlib.sha256()
-    for name, tensor in subject.model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def code_digest() -> str:
@@ -233,54 +206,63 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def _question(
-    subject: Subject, digest: str, data: EvalData, indices: Sequence[int], options: RunOptions
-) -> dict[str, Any]:
+def run_question(plans: Sequence[Plan], options: RunOptions, limit: int | None, seed: int) -> Question:
+    """What the results of a run depend on, but for versions of code and libraries."""
+    question: Question = {"checkpoints": [plan.name for plan in plans]}
+    for plan in plans:
+        question |= {f"{what} of {plan.name}": value for what, value in _of_checkpoint(plan).items()}
+    return question | _of_options(options) | {"limit": limit, "seed": seed}
+
+
+def _part_question(plan: Plan, columns: Sequence[str]) -> Question:
+    """What the rows of a checkpoint's parts depend on."""
     return {
-        "weights": digest,
-        "model": subject.model_name,
-        "transform": str(subject.transform),
-        "data": data.fingerprint(),
-        "place": data.place,
-        "chunk": chunk_size(options),
-        "indices": hashlib.sha256(str(list(indices)).encode()).hexdigest(),
-        "explainers": options.explainers,
-        "layer": options.layer,
-        "target": options.target,
-        "protocols": options.protocols,
-        "measures": options.measures,
-        "bf16": options.bf16,
-        "compile": options.compile,
-        "device": options.device.type,
-        "skip_bad": options.skip_bad,
+        **_of_checkpoint(plan),
+        **_of_options(plan.options),
+        "columns": columns,
+        "part": chunk_size(plan.options),
+        "indices": hashlib.sha256(str(plan.indices).encode()).hexdigest(),
         "versions": library_versions(),
         "code": code_digest(),
     }
 
 
-def _describe(subject: Subject, digest: str) -> dict[str, Any]:
+def _of_checkpoint(plan: Plan) -> Question:
     return {
-        "model": subject.model_name,
-        "source": subject.source,
-        "weights_sha256": digest,
-        "num_params": subject.num_params,
-        "transform": {"resize": subject.transform.resize, "crop": subject.transform.crop},
+        "weights": plan.facts["weights_sha256"],
+        "model": plan.facts["model"],
+        "transform": plan.transform,
+        "data": f"{plan.data.name} {plan.data.place}".strip(),
+        "fingerprint": plan.facts["data"]["fingerprint"],
     }
 
 
-def _report_bf16(subject: Subject, data: EvalData, indices: Sequence[int], options: RunOptions) -> dict[str, float]:
-    skipped: list[str] | None = [] if options.skip_bad else None
-    first = indices[: options.batch_size]
-    batch = next(load_batches(data, subject.transform, first, options.batch_size, 0, skipped), None)
-    if batch is None:
+def _of_options(options: RunOptions) -> Question:
+    return {
+        "explainers": options.explainers,
+        "metrics": options.measures,
+        "protocols": options.protocols,
+        "layer": options.layer,
+        "target": options.target,
+        "precision": "bf16" if options.bf16 else "fp32",
+        "compile": options.compile,
+        "device": options.device.type,
+    }
+
+
+def _bf16(subject: Subject, plan: Plan) -> dict[str, Any]:
+    """What features in bfloat16 change on the first images, where they were asked for."""
+    if not (plan.options.bf16 and plan.data.has_human_maps):
         return {}
-    deviation = bf16_deviation(subject, data, batch, options)
-    if deviation:
+    first = in_batches(plan.indices[: plan.options.batch_size], plan.options.batch_size)
+    batch, _ = next(read_batches(plan.data, subject.transform, first, 0))
+    deviation = {} if batch is None else bf16_deviation(subject, plan.data, batch, plan.options)
+    if batch is not None and deviation:
         print(
-            f"{subject.name}: bf16 features change Spearman by {deviation['mean']:.1e} on average, at most "
-            f"{deviation['max']:.1e} (first {len(batch.labels)} images, against fp32)"
+            f"{plan.name}: bf16 features change Spearman by {deviation['mean']:.1e} on average, at most "
+            f"{deviation['max']:.1e} (first {len(batch)} images, against fp32)"
         )
-    return deviation
+    return {"bf16_deviation": deviation}
 
 
 def _partial(data: EvalData, count: int, seed: int, group: Group | None) -> str:

@@ -85,6 +85,8 @@ def measure_curves(scores: Scores, name: str) -> Figure:
 
 
 FIGURES: dict[str, Callable[[Scores], Figure]] = {"bars": bar_chart, "accuracy": accuracy_scatter}
+FIGURE_FILES = tuple(f"figures/{kind}*-*.p[nd][gf]" for kind in (*FIGURES, "insertion", "deletion"))
+"""What `write_figures` leaves in a folder of results, as patterns."""
 
 
 def write_figures(folder: Path, scores: Scores) -> list[Chart]:
@@ -111,9 +113,6 @@ def write_figures(folder: Path, scores: Scores) -> list[Chart]:
             if drawn := [s for s in members if s["measures"][name]["curve"]]:
                 figures[f"{name}-{checkpoint}"] = "", measure_curves(drawn, name)
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in (*FIGURES, "insertion", "deletion"):  # of an earlier run
-        for old in folder.glob(f"{kind}*-*.p[nd][gf]"):
-            old.unlink()
     for name, (_, figure) in figures.items():
         for suffix in ("png", "pdf"):
             with atomic_file(folder / f"{file_name(name)}.{suffix}") as temporary:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch.nn.functional as F
 from PIL import Image
 
 from evaluate.data import Batch, EvalData, load_batches
+from evaluate.explainers import MicroBatch
 from evaluate.overlays import overlay, to_image
 from evaluate.protocols import frame_human_map
 from evaluate.runner import RunOptions, saliency_of
@@ -90,15 +92,21 @@ def gallery_column(
         {},
         [],
     )
+    fitting = MicroBatch(options.batch_size, options.device)
     for batch in load_batches(data, subject.transform, indices, options.batch_size, 0):
-        _add_batch(column, subject, data, batch, options)
+        fitting.pieces(len(batch), partial(_add_images, column, subject, data, batch, options))
     return column
 
 
-def _add_batch(column: GalleryColumn, subject: Subject, data: EvalData, batch: Batch, options: RunOptions) -> None:
+def _add_images(
+    column: GalleryColumn, subject: Subject, data: EvalData, whole: Batch, options: RunOptions, rows: slice
+) -> None:
+    """Add some images of a batch."""
+    batch = whole.part(rows)
+    maps = saliency_of(subject, batch, options)  # first, as memory may run out
     column.pictures += [to_image(pixels) for pixels in batch.pixels]
     column.labels += [data.class_names[n] if data.class_names else str(n) for n in batch.labels.tolist()]
-    for name, values in saliency_of(subject, batch, options).items():
+    for name, values in maps.items():
         column.maps.setdefault(name, []).extend(overlay(p, m) for p, m in zip(batch.pixels, values))
     if column.human is not None and batch.human is not None:
         size, seen = batch.pixels.shape[-1], subject.transform.crop / subject.transform.resize

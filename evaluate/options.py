@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
-from evaluate.parameters import parse_value
+from common.arguments import Adding
+
+METHOD = "NAME[:KEY=VALUE,...]"
 
 
-def add_model_options(parser: Any) -> None:
-    """Add `--model` and `--model-arg` to a parser or a group of one."""
-    parser.add_argument("--model", help="architecture of a weight file: a zoo name (convnext_t_dcls) or timm:NAME")
-    parser.add_argument("--model-arg", action="append", default=[], metavar="KEY=VALUE", help="of --model; repeatable")
+def add_model_options(parser: Any, nargs: str | None = None) -> None:
+    """Add `--model` and `--model-arg`, to a parser without positionals with `nargs` of several values."""
+    parser.add_argument(
+        "--model",
+        nargs=nargs,
+        action=Adding,
+        default=[],
+        metavar="[NAME=]MODEL",
+        help="architecture of weight files: a zoo name (convnext_t_dcls) or timm:NAME; NAME=MODEL for one of them",
+    )
+    parser.add_argument(
+        "--model-arg",
+        nargs=nargs,
+        action=Adding,
+        default=[],
+        metavar="[NAME:]KEY=VALUE",
+        help="of --model. A weight file does not tell all of its architecture: weights from TensorFlow, say, need "
+        "pad_type=same, and without it they load, classify nearly as well, and have other saliency maps",
+    )
 
 
 def add_layer_option(parser: Any) -> None:
@@ -26,16 +42,13 @@ def add_compile_option(parser: Any) -> None:
     parser.add_argument("--compile", action="store_true", help=told)
 
 
-def model_args(pairs: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE` pairs -> arguments; see `parse_value`.
-
-    Raises:
-        UserError: a pair without a key or an equals sign.
-    """
-    out: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise UserError(f"--model-arg {pair}: expected KEY=VALUE, such as pad_type=same")
-        out[key] = parse_value(value)
-    return out
+def add_out_options(parser: Any) -> None:
+    """Add `--out` and `--overwrite` to a parser or a group of one."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of results (default: results/NAME-KEY, the same again for the same question)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what lies in --out and answers another question"
+    )

@@ -44,22 +44,27 @@ class Processes:
         broadcast_object_list(box)
         return box[0]
 
-    def gather(self, produce: Callable[[], list[Any]]) -> list[Any]:
-        """What `produce` returns, of all processes, joined.
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` returns here, once it is done on every process.
 
         A process that meets a `UserError` tells the others, so that none waits for it, and all raise it.
         """
-        items: list[Any] = []
-        errors: list[str] = []
+        results: list[T] = []
+        errors: list[UserError] = []
         try:
-            items = produce()
+            results.append(work())
         except UserError as error:
-            errors.append(str(error))
+            errors.append(error)
         if self.world > 1:
-            items, errors = gather_object(items), gather_object(errors)
+            errors = gather_object(errors)
         if errors:
-            raise UserError(errors[0])
-        return items
+            raise errors[0]
+        return results[0]
+
+    def gather(self, produce: Callable[[], list[Any]]) -> list[Any]:
+        """What `produce` returns, of all processes, joined; see `together`."""
+        items = self.together(produce)
+        return gather_object(items) if self.world > 1 else items
 
 
 def start_processes(device: str) -> Processes:
@@ -72,7 +77,7 @@ def start_processes(device: str) -> Processes:
         UserError: `cuda` where torch sees no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine shows torch no GPU; take --device cpu or auto")
+        raise UserError("--device cuda: torch finds no GPU that it can use here; take --device cpu or auto")
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
         torch.backends.cudnn.allow_tf32 = False

@@ -56,10 +56,11 @@ def write_report(
     """
     tables = _tables(scores, comparisons)
     title = _title(scores)
-    partial = scores[0]["partial"]
+    partial, lacking = scores[0]["partial"], scores[0]["lacking"]
     body = [
         f"<h1>{_e(title)}</h1>",
         f"<p class='partial'>Partial, not the whole data set: {_e(partial)}.</p>" if partial else "",
+        *(f"<p class='partial'>Not measured: {_e(text)}</p>" for text in lacking),
         _filters(scores),
         "<p>Per-image rows: <a href='per_image.parquet'>per_image.parquet</a>; scores: "
         "<a href='scores.json'>scores.json</a>, <a href='scores.csv'>scores.csv</a>.</p>",
@@ -80,7 +81,7 @@ def write_report(
         + f"<script>{(ASSETS / 'report.js').read_text()}</script></body></html>"
     )
     write_text(out / "report.html", page)
-    write_text(out / "report.md", _markdown(title, partial, tables, _provenance(scores)))
+    write_text(out / "report.md", _markdown(title, partial, lacking, tables, _provenance(scores)))
 
 
 def _title(scores: Sequence[dict[str, Any]]) -> str:
@@ -275,10 +276,14 @@ def _provenance(scores: Sequence[dict[str, Any]]) -> dict[str, str]:
     }
 
 
-def _markdown(title: str, partial: str, tables: Sequence[Table], provenance: dict[str, str]) -> str:
+def _markdown(
+    title: str, partial: str, lacking: Sequence[str], tables: Sequence[Table], provenance: dict[str, str]
+) -> str:
     lines = [f"# {title}", ""]
     if partial:
         lines += [f"**Partial, not the whole data set: {partial}.**", ""]
+    for text in lacking:
+        lines += [f"**Not measured: {text}**", ""]
     for heading, head, rows in tables:
         lines += [f"## {heading}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         lines += [f"| {' | '.join(row)} |" for row in rows] + [""]

@@ -1,4 +1,4 @@
-"""The per-image table on disk: a part for every chunk of images while a run goes on, one file at its end.
+"""The per-image table on disk: a part for so many images while a run goes on, one file at its end.
 
 Finished parts are kept, so a killed run continues where it was; a part belongs to exactly one question (`key`:
 weights, data, explainers, ...) and is never used for another.
@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.atomic import atomic_file, file_name
-from evaluate.runner import Row
+from evaluate.runner import Row, summed
 
 COLUMNS = pa.schema(
     [
@@ -52,46 +52,48 @@ def schema_with(measures: Sequence[str], curves: Sequence[str]) -> pa.Schema:
 
 
 class PartStore:
-    """The finished chunks of one checkpoint, in a folder of their own.
+    """The finished parts of one checkpoint, in a folder of their own.
 
     Args:
         folder: of the run's parts.
         name: of the checkpoint.
-        question: everything the rows depend on, as plain values; parts of another question are removed.
+        question: everything the rows depend on, as plain values.
+        parts: places in the data set, by part.
         schema: the columns.
     """
 
-    def __init__(self, folder: Path, name: str, question: dict[str, Any], schema: pa.Schema = COLUMNS) -> None:
-        self.schema = schema
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        question: dict[str, Any],
+        parts: Sequence[Sequence[int]],
+        schema: pa.Schema = COLUMNS,
+    ) -> None:
+        self.parts, self.schema = parts, schema
         text = json.dumps({"checkpoint": name, **question}, sort_keys=True, default=str)
         key = hashlib.sha256(text.encode()).hexdigest()[:12]
-        self.prefix = file_name(name)
-        self.folder = folder / f"{self.prefix}-{key}"
+        self.folder = folder / f"{file_name(name)}-{key}"
 
-    def remove_others(self) -> None:
-        """Remove this checkpoint's parts that answer another question."""
-        for other in self.folder.parent.glob(f"{self.prefix}-*"):
-            if other != self.folder and re.fullmatch(r"[0-9a-f]{12}", other.name.removeprefix(f"{self.prefix}-")):
-                shutil.rmtree(other)
+    def path(self, part: int) -> Path:
+        """File of a part."""
+        return self.folder / f"{part:05d}.parquet"
 
-    def path(self, chunk: int) -> Path:
-        """File of a chunk."""
-        return self.folder / f"{chunk:05d}.parquet"
-
-    def finished(self, chunks: int) -> list[int]:
-        """Chunks that are there."""
-        return [chunk for chunk in range(chunks) if self.path(chunk).exists()]
+    def finished(self, whole: bool = False) -> list[int]:
+        """Numbers of the parts that are there; `whole`: only of those in which no image was left out."""
+        there = [part for part in range(len(self.parts)) if self.path(part).exists()]
+        return [part for part in there if not (whole and self._left_out(part))]
 
     def write(
         self,
-        chunk: int,
+        part: int,
         rows: Sequence[Row],
         seconds: float,
         explainers: Mapping[str, float],
         notes: Mapping[str, str],
         left_out: Sequence[str] = (),
     ) -> None:
-        """Store the rows of a chunk, whole or not at all.
+        """Store the rows of a part, whole or not at all.
 
         With them go the time they took, that of their explainers, notes on explainers, and what is wrong with images
         that were left out.
@@ -105,41 +107,44 @@ class PartStore:
             "left_out": json.dumps(list(left_out)),
         }
         table = table.replace_schema_metadata({"seconds": repr(seconds), **about})
-        with atomic_file(self.path(chunk)) as temporary:
+        with atomic_file(self.path(part)) as temporary:
             pq.write_table(table, temporary)
 
-    def tables(self, chunks: int) -> Iterator[pa.Table]:
-        """The rows of every chunk, in order."""
-        for chunk in range(chunks):
-            yield pq.read_table(self.path(chunk))
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows of every part, in order."""
+        for part in range(len(self.parts)):
+            yield pq.read_table(self.path(part))
 
-    def seconds(self, chunks: int) -> float:
-        """Time that all chunks took together."""
-        return sum(float(self._metadata(chunk)[b"seconds"]) for chunk in range(chunks))
+    def seconds(self) -> float:
+        """Time that all parts took together."""
+        return sum(float(self._metadata(part)[b"seconds"]) for part in range(len(self.parts)))
 
-    def explainer_seconds(self, chunks: int) -> dict[str, float]:
-        """Time of each explainer's own part and of what they share, over all chunks and processes together."""
-        return summed(json.loads(self._metadata(chunk)[b"explainers"]) for chunk in range(chunks))
+    def explainer_seconds(self) -> dict[str, float]:
+        """Time of each explainer's own part and of what they share, over all parts and processes together."""
+        return summed(json.loads(self._metadata(part)[b"explainers"]) for part in range(len(self.parts)))
 
-    def notes(self, chunks: int) -> dict[str, str]:
+    def notes(self) -> dict[str, str]:
         """By explainer, what a reader of its rows must know."""
-        return {name: note for c in range(chunks) for name, note in json.loads(self._metadata(c)[b"notes"]).items()}
+        parts = (json.loads(self._metadata(part)[b"notes"]) for part in range(len(self.parts)))
+        return {name: note for notes in parts for name, note in notes.items()}
 
-    def left_out(self, chunks: int) -> list[str]:
-        """What is wrong with images of all chunks that were left out."""
-        return [text for chunk in range(chunks) for text in json.loads(self._metadata(chunk)[b"left_out"])]
+    def left_out(self) -> list[str]:
+        """What is wrong with images of all parts that were left out."""
+        return [text for part in range(len(self.parts)) for text in self._left_out(part)]
 
-    def _metadata(self, chunk: int) -> dict[bytes, bytes]:
-        return pq.read_schema(self.path(chunk)).metadata
+    def _left_out(self, part: int) -> list[str]:
+        return json.loads(self._metadata(part)[b"left_out"])
+
+    def _metadata(self, part: int) -> dict[bytes, bytes]:
+        return pq.read_schema(self.path(part)).metadata
 
 
-def summed(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Sum of each entry over mappings."""
-    total: dict[str, float] = {}
-    for part in parts:
-        for name, value in part.items():
-            total[name] = total.get(name, 0.0) + value
-    return total
+def remove_stale(stores: Sequence[PartStore]) -> None:
+    """Remove the parts that lie beside those of some checkpoints: they answer another question."""
+    kept = {store.folder for store in stores}
+    for other in stores[0].folder.parent.glob("*-*"):
+        if other not in kept and re.search(r"-[0-9a-f]{12}$", other.name):
+            shutil.rmtree(other)
 
 
 def common_notes(by_checkpoint: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -153,13 +158,13 @@ def common_notes(by_checkpoint: Mapping[str, Mapping[str, str]]) -> dict[str, st
     return found
 
 
-def merge_parts(path: Path, stores: Sequence[PartStore], chunks: int, notes: Mapping[str, str]) -> None:
-    """Write all rows of all checkpoints into one file, a chunk in memory at a time.
+def merge_parts(path: Path, stores: Sequence[PartStore], notes: Mapping[str, str]) -> None:
+    """Write all rows of all checkpoints into one file, a part in memory at a time.
 
     `notes`, by explainer, go into the file's metadata under `explainer_notes`, as JSON.
     """
     schema = stores[0].schema.with_metadata({"explainer_notes": json.dumps(dict(notes))})
     with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for store in stores:
-            for table in store.tables(chunks):
+            for table in store.tables():
                 writer.write_table(table.replace_schema_metadata(schema.metadata))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from evaluate.data import Batch, EvalData, load_batches
+from evaluate.data import Batch, EvalData, in_batches, read_batches
 from evaluate.explainers import MicroBatch
+from evaluate.explainers.micro_batch import is_out_of_memory
 from evaluate.explanation import Maps, explain
 from evaluate.metrics import Case, measure_case
 from evaluate.metrics.alignment import dice_of, iou_of, top_share
@@ -57,6 +59,10 @@ class RunOptions:
     """The class that is explained: the image's `label`, or the one that is `predicted`."""
 
 
+class Unmeasurable(UserError):
+    """One checkpoint cannot be measured as asked; others may be."""
+
+
 class Measured(NamedTuple):
     """What one batch gave."""
 
@@ -66,45 +72,91 @@ class Measured(NamedTuple):
     """Wall time of each explainer's own part and, under `SHARED_PASS`, of what they share."""
     notes: dict[str, str]
     """By explainer, what a reader of its results must know, see `evaluate.explanation.Maps`."""
+    bad: Sequence[str] = ()
+    """What is wrong with images that were left out, see `RunOptions.skip_bad`."""
 
 
-def measure(
-    subject: Subject, data: EvalData, indices: Sequence[int], options: RunOptions, skipped: list[str] | None = None
+def measure(subject: Subject, data: EvalData, indices: Sequence[int], options: RunOptions) -> Iterator[Measured]:
+    """Rows of the images at `indices`, batch by batch, see `measure_batches`."""
+    return measure_batches(subject, data, in_batches(indices, options.batch_size), options)
+
+
+def measure_batches(
+    subject: Subject, data: EvalData, batches: Sequence[list[int]], options: RunOptions
 ) -> Iterator[Measured]:
-    """Rows of the images at `indices`, batch by batch, with the number of images and the time of the explainers.
-
-    `skipped` receives what is wrong with images that were left out, see `RunOptions.skip_bad`.
+    """Rows of batches of images, with the number of images and the time of the explainers; one loader reads them all.
 
     A row holds `image_id`, `index`, `checkpoint`, `label`, `predicted`, `correct`; of each explainer `explainer`
     and the measures asked for; with human maps, for each protocol, `protocol`, `spearman` (None where a map is
     constant), `degenerate`, `dice` and `iou` (of the top 10 %) and `centre_spearman` (of a centred Gaussian instead
     of the model's map). Without human maps and measures an image has one row.
 
-    The subject must be on the options' device.
+    The subject must be on the options' device, and have as many classes as the data set.
+
+    Args:
+        subject: the model.
+        data: where the images are.
+        batches: places in the data set. Where memory runs out, a batch is measured in halves, and so are later ones.
+        options: how to measure.
 
     Raises:
-        UserError: the data set has other classes than the model or lacks what a measure needs, or an image
-            cannot be read.
+        UserError: an image cannot be read.
+        Unmeasurable: an explainer or a measure does not fit the model, or not even one image fits into memory.
     """
-    if data.num_classes != subject.num_classes:
-        raise UserError(
-            f"{subject.name} tells {subject.num_classes} classes apart, {data.name} has {data.num_classes}; "
-            "evaluate it on the data it was trained for"
-        )
-    skipped = skipped if options.skip_bad else None
-    for batch in load_batches(data, subject.transform, indices, options.batch_size, options.workers, skipped):
-        yield measure_batch(subject, data, batch, options)
+    fitting = MicroBatch(options.batch_size, options.device)
+    for batch, bad in read_batches(data, subject.transform, batches, options.workers):
+        if bad and not options.skip_bad:
+            raise UserError(bad[0])
+        found = Measured([], 0, {}, {}) if batch is None else measure_fitting(subject, data, batch, options, fitting)
+        yield found._replace(bad=bad)
+
+
+def measure_fitting(
+    subject: Subject, data: EvalData, batch: Batch, options: RunOptions, fitting: MicroBatch
+) -> Measured:
+    """Measure one batch, so many images at once as `fitting` has found to fit into memory."""
+    try:
+        found = fitting.pieces(len(batch), lambda rows: measure_batch(subject, data, batch.part(rows), options))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Unmeasurable(
+            f"not even one image at a time fits into the memory of {options.device}; take another --device, or "
+            "fewer explainers and measures"
+        ) from error
+    rows = [row for part in found for row in part.rows]
+    notes = {name: note for part in found for name, note in part.notes.items()}
+    return Measured(rows, len(batch), summed(part.seconds for part in found), notes)
+
+
+def summed(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Sum of each entry over mappings."""
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
+
+
+@contextmanager
+def _blaming_the_checkpoint() -> Iterator[None]:
+    """What is wrong within the block concerns this model only."""
+    try:
+        yield
+    except UserError as error:
+        raise Unmeasurable(str(error)) from error
 
 
 def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOptions) -> Measured:
-    """Measure one batch, see `measure`."""
+    """Measure one batch, see `measure_batches`."""
     device = options.device
     pixels = batch.pixels.to(device, non_blocking=True)
     images = subject.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)
     explained = batch.human is not None or options.measures
     methods = [name for name in options.explainers if name != OTHER_HUMAN] if explained else []
     asked = _asked_classes(batch, options)
-    maps = _explain(subject, subject.model, images, asked, batch, methods, options)
+    with _blaming_the_checkpoint():
+        maps = _explain(subject, subject.model, images, asked, batch, methods, options)
     targets = maps.logits.argmax(1) if asked is None else asked
     known = zip(batch.image_ids, batch.indices.tolist(), batch.labels.tolist(), maps.logits.argmax(1).tolist())
     rows = [
@@ -126,7 +178,8 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
         }
         if options.measures:
             case = _case(subject, images, targets, batch, human, maps, explainer, options, case)
-            columns |= _measured(case, options)
+            with _blaming_the_checkpoint():
+                columns |= _measured(case, options)
         for aligned in [{}] if human is None else human.columns(maps[explainer]):
             both = columns | aligned
             out += [{**row, **{name: values[n] for name, values in both.items()}} for n, row in enumerate(rows)]
@@ -288,8 +341,9 @@ def _centre_ranks(size: int, device: torch.device) -> Tensor:
 
 def bf16_deviation(subject: Subject, data: EvalData, batch: Batch, options: RunOptions) -> dict[str, float]:
     """What bfloat16 features change on one batch: mean and largest absolute difference of Spearman to float32."""
+    fitting = MicroBatch(options.batch_size, options.device)
     half, full = (
-        [row["spearman"] for row in measure_batch(subject, data, batch, replace(options, bf16=bf16)).rows]
+        [row["spearman"] for row in measure_fitting(subject, data, batch, replace(options, bf16=bf16), fitting).rows]
         for bf16 in (True, False)
     )
     changes = torch.tensor([abs(a - b) for a, b in zip(half, full) if a is not None and b is not None])

@@ -87,7 +87,7 @@ def write_scores(out: Path, scores: Sequence[dict[str, Any]], comparisons: Seque
     if comparisons:
         write_text(out / "comparisons.json", json.dumps(list(comparisons), indent=2) + "\n")
     else:
-        (out / "comparisons.json").unlink(missing_ok=True)  # of an earlier run
+        (out / "comparisons.json").unlink(missing_ok=True)  # of a start that compared
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

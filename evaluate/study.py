@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.zoo import STUDY_MODELS, lookup
-from evaluate.engine import Request
+from evaluate.requests import Request
 
 STUDIES = ("paper",)
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt")

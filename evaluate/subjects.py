@@ -65,6 +65,11 @@ def label_of(spec: str, model_name: str | None = None) -> str:
     return path.name.partition(".")[0] if path.is_file() else path.resolve().name
 
 
+def states_model(spec: str) -> bool:
+    """Whether what follows `--ckpt` says itself which architecture it is."""
+    return spec.startswith(("timm:", "zenodo:", "hf-hub:")) or Path(spec).expanduser().is_dir()
+
+
 def load_subject(
     spec: str, model_name: str | None = None, model_args: dict[str, Any] | None = None, untrained_seed: int = 0
 ) -> Subject:
@@ -101,6 +106,7 @@ def load_subject(
     if spec.startswith("hf-hub:"):
         path = _fetch_folder(spec)
     if path.is_dir():
+        _refuse_run(path, spec)
         model, config = load_checkpoint(path)
         digest = config.weights_sha256
         subject = _subject(label, model, config.model, config.transform, config.num_classes, spec, digest)
@@ -112,6 +118,16 @@ def load_subject(
         f"--ckpt {spec}: no such folder or file. Give a folder written by train (it holds config.json and "
         "model.safetensors), a weight file with --model NAME, zenodo:NAME, timm:ARCHITECTURE.TAG or hf-hub:ORG/NAME"
     )
+
+
+def _refuse_run(path: Path, spec: str) -> None:
+    """A training run, or a snapshot of one, is no checkpoint yet."""
+    for place, run in ((path / "snapshots", path), (path / "state.json", path.parent.parent)):
+        if place.exists() and not (path / "config.json").exists():
+            raise UserError(
+                f"--ckpt {spec} is a training run, not a checkpoint; publish it first: "
+                f"python -m train.publish {run} --name NAME, then give --ckpt checkpoints/NAME"
+            )
 
 
 def _from_file(path: Path, entry: ZooModel, model_args: dict[str, Any], source: str, label: str) -> Subject:
@@ -151,5 +167,6 @@ def _subject(
     digest: str,
 ) -> Subject:
     num_params = sum(p.numel() for p in model.parameters())
+    num_classes = getattr(model, "num_classes", num_classes)  # `--model-arg` may have changed it
     model = fold_dcls(model).eval().requires_grad_(False)
     return Subject(name, model, model_name, transform, num_classes, source, digest, num_params)

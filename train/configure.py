@@ -103,6 +103,11 @@ def load_settings(arguments: Sequence[str], recipes: Path = RECIPES) -> Settings
             nearest right ones.
     """
     typed = _parse_arguments(arguments)
+    if not recipe_names(recipes):
+        raise UserError(
+            f"no recipes in {recipes}: a plain `pip install .` leaves them out. Run from a checkout of the repository, "
+            "installed with `pip install -e .`"
+        )
     name = typed.get("recipe")
     if not name:
         raise UserError(f"no recipe given: recipe=NAME, with NAME one of\n{recipe_list(recipes)}")

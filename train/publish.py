@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -16,6 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.arguments import ArgumentParser
 from common.atomic import write_text
 from common.checkpoint import CheckpointConfig, checkpoint_folder, save_checkpoint
 from common.entry import run_command
@@ -105,7 +105,7 @@ def upload(checkpoint: Path, repository: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m train.publish`."""
-    parser = argparse.ArgumentParser(prog="python -m train.publish", description="Publish a run's newest snapshot.")
+    parser = ArgumentParser(prog="python -m train.publish", description="Publish a run's newest snapshot.")
     parser.add_argument("run", type=Path, help="runs/NAME/TIME")
     parser.add_argument("--name", required=True, help="name of the checkpoint")
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), help="its folder (%(default)s)")

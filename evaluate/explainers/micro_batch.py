@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 DEFAULT_SIZE = {"cpu": 8, "cuda": 256}
 """Images at once: on a CPU larger slices only leave the cache, on a GPU they fill it."""
@@ -25,24 +28,29 @@ class MicroBatch:
         self.size = size or DEFAULT_SIZE.get(device.type, 64)
 
     def run(self, count: int, work: Callable[[slice], Tensor], cost: int = 1) -> Tensor:
-        """Concatenate `work(slice)` over slices of `range(count)`.
+        """Concatenate `work(slice)` over slices of `range(count)`; see `pieces`.
 
         Args:
             count: number of rows, at least 1.
             work: rows of a slice -> tensor whose first dimension counts them.
             cost: images one row stands for.
+        """
+        return torch.cat(self.pieces(count, work, cost))
+
+    def pieces(self, count: int, work: Callable[[slice], T], cost: int = 1) -> list[T]:
+        """What `work(slice)` gives for each slice of `range(count)`.
 
         Raises:
             torch.OutOfMemoryError: not even one row fits.
         """
-        parts: list[Tensor] = []
+        parts: list[T] = []
         start = 0
         while start < count:
             rows = min(max(self.size // cost, 1), count - start)
             try:
                 parts.append(work(slice(start, start + rows)))
             except RuntimeError as error:  # torch.OutOfMemoryError is one
-                if not _is_out_of_memory(error) or rows == 1:
+                if not is_out_of_memory(error) or rows == 1:
                     raise
                 smaller = rows // 2 * cost
             else:
@@ -52,10 +60,11 @@ class MicroBatch:
             self.size = smaller
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        return torch.cat(parts)
+        return parts
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device had no memory left; libraries say so in words of their own."""
     said = (
         "not enough memory", "can't allocate memory",  # the allocator of CPUs
         "unable to find an engine", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED",  # libraries of a GPU

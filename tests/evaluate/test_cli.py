@@ -91,7 +91,10 @@ def test_a_second_start_keeps_what_is_finished_and_other_options_do_not(checkpoi
     main(arguments)
     assert "1 of 1 parts kept" in capsys.readouterr().out
     assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(first)
-    main([*arguments, "--seed", "1"])
+    with pytest.raises(UserError, match=r"holds the results of something else: seed 0, now 1\. Take another --out"):
+        main([*arguments, "--seed", "1"])
+    assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(first)
+    main([*arguments, "--seed", "1", "--overwrite"])
     assert "kept" not in capsys.readouterr().out
 
 
@@ -100,18 +103,18 @@ def test_a_killed_run_continues_where_it_was(checkpoint, tmp_path, monkeypatch, 
     arguments = ["--ckpt", str(checkpoint), "--data", "scenes", "--limit", "12", "--workers", "0"]
     main([*arguments, "--out", str(tmp_path / "whole")])
     whole = pq.read_table(tmp_path / "whole" / "per_image.parquet")
-    measured = engine.measure
+    measured = engine.measure_batches
 
-    def killed(subject, data, indices, options, skipped=None, calls=[]):  # noqa: B006
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return measured(subject, data, indices, options)
+    def killed(*asked):
+        for number, batch in enumerate(measured(*asked)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield batch
 
-    monkeypatch.setattr(engine, "measure", killed)
+    monkeypatch.setattr(engine, "measure_batches", killed)
     with pytest.raises(KeyboardInterrupt):
         main([*arguments, "--out", str(tmp_path / "killed")])
-    monkeypatch.setattr(engine, "measure", measured)
+    monkeypatch.setattr(engine, "measure_batches", measured)
     capsys.readouterr()
     main([*arguments, "--out", str(tmp_path / "killed")])
     assert "2 of 3 parts kept" in capsys.readouterr().out
@@ -200,7 +203,7 @@ def test_what_an_earlier_run_left_does_not_pass_for_this_ones(checkpoint, tmp_pa
     main([*arguments, "--compare", checkpoint.name, f"{checkpoint.name} (2)"])
     assert (tmp_path / "out" / "comparisons.json").exists()
     (tmp_path / "out" / "figures" / "mine.png").write_bytes(b"a user's own")
-    main([*arguments, "--explainer", "layer_cam"])
+    main([*arguments, "--explainer", "layer_cam", "--overwrite"])
     assert not (tmp_path / "out" / "comparisons.json").exists()
     figures = [path.name for path in (tmp_path / "out" / "figures").iterdir()]
     assert len(figures) > 1 and not [name for name in figures if "grad_cam" in name]
@@ -251,7 +254,7 @@ def test_plain_python_exits_with_2_and_one_line(tmp_path):
 
 
 def test_data_of_other_classes_is_refused(checkpoint, clickme_root, tmp_path):
-    with pytest.raises(UserError, match="tells 12 classes apart, clickme has 1000"):
+    with pytest.raises(UserError, match="distinguishes 12 classes, clickme has 1000"):
         main(["--ckpt", str(checkpoint), "--data-root", str(clickme_root), "--out", str(tmp_path / "x")])
     assert not (tmp_path / "x").exists()
 

@@ -247,3 +247,10 @@ def test_the_gpu_agrees_with_the_cpu() -> None:
     assert torch.equal(paper_image(images.cuda()).cpu(), paper_image(images))
     maps = images[..., 0]
     torch.testing.assert_close(blur_human_map(maps.cuda()).cpu(), blur_human_map(maps), atol=1e-4, rtol=0)
+
+
+def test_photographs_in_the_place_of_shards_are_told(tmp_path):
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "1.JPEG").write_bytes(b"")
+    with pytest.raises(UserError, match="holds no ClickMe shards, but pictures: give --data imagefolder"):
+        ClickMe(tmp_path)

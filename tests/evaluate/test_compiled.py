@@ -126,5 +126,5 @@ def test_photographs_may_be_explained_by_programs(checkpoint, tmp_path, traced):
 def test_rows_of_the_network_as_written_are_not_kept_for_the_compiled_one(checkpoint, tmp_path, traced):
     given = ["--ckpt", str(checkpoint), "--data", "scenes", "--limit", "2", "--workers", "0", "--out", str(tmp_path)]
     main(given)
-    main([*given, "--compile"])
+    main([*given, "--compile", "--overwrite"])
     assert len(traced) == 1  # one batch, measured anew

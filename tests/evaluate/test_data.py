@@ -53,8 +53,8 @@ def test_rows_of_other_pictures_under_the_same_names_are_not_kept(tmp_path, caps
     for root in ("a", "b"):
         photograph(tmp_path / root / "n01443537" / "1.png")  # of the same size, too
     arguments = ["--ckpt", "untrained", "--model", "timm:resnet18", "--data", "imagefolder", "--workers", "0"]
-    for root, kept in (("a", False), ("a", True), ("b", False)):
-        main([*arguments, "--data-root", str(tmp_path / root), "--out", str(tmp_path / "out")])
+    for root, more, kept in (("a", [], False), ("a", [], True), ("b", ["--overwrite"], False)):
+        main([*arguments, "--data-root", str(tmp_path / root), "--out", str(tmp_path / "out"), *more])
         assert ("parts kept" in capsys.readouterr().out) == kept
 
 

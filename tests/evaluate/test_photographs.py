@@ -1,6 +1,7 @@
 """`python -m evaluate explain`: arrays, pictures and a contact sheet of photographs; measures in a run."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,8 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+import evaluate.photographs as photographs_module
+from common.checkpoint import CheckpointConfig, save_checkpoint
 from common.errors import UserError
+from common.zoo import create_model, lookup
 from evaluate.cli import main
+from evaluate.data import names_of_classes
+from evaluate.explain_arguments import distinct_names, find_class, find_images
 from evaluate.metrics import Case, measure_case
 from evaluate.photographs import contact_sheet
 from evaluate.subjects import load_subject
@@ -34,7 +40,7 @@ def test_explain_writes_maps_overlays_and_a_contact_sheet(checkpoint, photograph
     names = {path.name for path in out.iterdir()}
     files = ("grad_cam", "conceptor_cam", "threshold_grad_cam-threshold0.5")
     maps = {f"{p}-{m}.{s}" for p in "ab" for m in files for s in ("npy", "png")}
-    assert names == maps | {"contact_sheet.png", "explained.json"}
+    assert names == maps | {"contact_sheet.png", "explained.json", "run.json"}
     assert np.load(out / "a-threshold_grad_cam-threshold0.5.npy").min() == pytest.approx(0.5)
     assert np.load(out / "a-grad_cam.npy").shape == (64, 64)
     assert Image.open(out / "contact_sheet.png").size == (800, 2 * (200 + 43))  # titles of three lines
@@ -88,7 +94,6 @@ def test_photographs_are_explained_a_few_at_a_time(checkpoint, photographs, tmp_
     "arguments,message",
     [
         (["nowhere.png"], "no picture at nowhere.png"),
-        (["a.png", "b/a.png"], "same name"),
         (["{a}", "--target", "99"], "classes 0 to 11"),
         (["{a}", "--explainer", "grad_camm"], "did you mean grad_cam"),
     ],
@@ -97,6 +102,152 @@ def test_explain_says_what_is_wrong(arguments, message, checkpoint, photographs,
     arguments = [a.format(a=photographs[0]) for a in arguments]
     with pytest.raises(UserError, match=message):
         main(["explain", *arguments, "--ckpt", str(checkpoint), "--out", str(tmp_path / "out")])
+
+
+def save(path, colour="red"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (80, 60), colour).save(path)
+    return path
+
+
+def test_a_folder_means_its_images_in_order_each_once(tmp_path):
+    for name in ("b.png", "a.JPG", "inner/c.png", ".hidden.png"):
+        save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("x")
+    found = find_images([tmp_path / "inner" / "c.png", tmp_path, tmp_path / "a.JPG"])
+    assert found == [tmp_path / "inner" / "c.png", tmp_path / "a.JPG", tmp_path / "b.png"]
+    (tmp_path / "none" / "deeper").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"folder .*none holds no pictures \(.jpg.*name its folders \(deeper\) instead"):
+        find_images([tmp_path / "none"])
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/0.jpg", "b/1.jpg"], ["0", "1"]),
+        (["a/0.jpg", "b/0.jpg"], ["a-0", "b-0"]),
+        (["a/0.jpg", "a/0.png"], ["0.jpg", "0.png"]),
+        (["a/0.jpg", "a/0.png", "b/0.jpg"], ["a-0.jpg", "a-0.png", "b-0.jpg"]),
+        (["x/a/0.jpg", "y/a/0.jpg", "b/1.jpg"], ["x-a-0", "y-a-0", "b-1"]),
+    ],
+)
+def test_files_of_one_name_get_as_much_of_their_folders_as_tells_them_apart(paths, names, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    found = distinct_names([Path(path) for path in paths])
+    assert [name.removeprefix(f"{tmp_path.name}-") for name in found] == names
+    assert list(map(str, found.values())) == paths
+
+
+def test_names_stay_distinct_where_dashes_could_be_taken_for_folders(monkeypatch):
+    monkeypatch.chdir("/")
+    assert len(distinct_names([Path("a-b/0.jpg"), Path("a/b-0.jpg"), Path("a/0.jpg")])) == 3
+
+
+def test_same_named_photographs_and_folders_are_explained_side_by_side(checkpoint, tmp_path):
+    save(tmp_path / "a" / "0.png"), save(tmp_path / "b" / "0.png", "blue")
+    out = tmp_path / "out"
+    assert (
+        main(["explain", str(tmp_path / "a"), str(tmp_path / "b"), "--ckpt", str(checkpoint), "--out", str(out)]) == 0
+    )
+    assert {path.name for path in out.glob("*.npy")} == {"a-0-grad_cam.npy", "b-0-grad_cam.npy"}
+    told = json.loads((out / "explained.json").read_text())
+    assert [entry["image"] for entry in told] == [str(tmp_path / f / "0.png") for f in "ab"]
+
+
+def test_what_cannot_be_explained_is_listed_and_the_rest_is_there(tmp_path, capsys):
+    save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    given = ["explain", str(tmp_path), "--ckpt", "untrained", "--model", "timm:vit_tiny_patch16_224"]
+    assert main([*given, "--explainer", "grad_cam", "guided_backprop", "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert "error: not explained:" in told and "bad.png does not decode" in told and "guided_backprop: Vision" in told
+    assert {path.name for path in (tmp_path / "out").glob("*.npy")} == {"good-grad_cam.npy"}
+    with pytest.raises(UserError, match="guided_backprop: VisionTransformer has no ReLU"):
+        main([*given, "--explainer", "guided_backprop", "--out", str(tmp_path / "none")])
+    with pytest.raises(UserError, match=r"bad\.png does not decode"):
+        main([given[0], str(tmp_path / "bad.png"), *given[2:], "--out", str(tmp_path / "none")])
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "index"), [("0", 0), ("999", 999), ("goldfish", 1), ("Carassius auratus", 1), ("GREAT WHITE SHARK", 2)]
+)
+def test_a_class_is_found_by_its_index_or_any_of_its_names(text, index):
+    assert find_class(text, 1000, names_of_classes(1000)) == index
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "message"),
+    [
+        ("goldfsh", names_of_classes(1000), "--target goldfsh: no such class; did you mean goldfish"),
+        ("crane", names_of_classes(1000), "--target crane: classes 134, 517 have that name"),
+        ("1000", names_of_classes(1000), "--target 1000: the model has classes 0 to 999"),
+        ("-1", names_of_classes(1000), "--target -1: no such class"),
+        ("disc", None, "the names of the model's classes are unknown; give an index below 1000"),
+        ("cat", ["plane", "dog"], "--target cat: no such class; known: plane, dog"),
+    ],
+)
+def test_a_class_that_is_not_there_is_told_with_those_like_it(text, names, message):
+    with pytest.raises(UserError, match=message):
+        find_class(text, 1000, names)
+
+
+def test_the_class_of_a_name_is_explained(tmp_path):
+    torch.manual_seed(0)
+    entry, path = lookup("demo"), save(tmp_path / "a.png")
+    classes = [f"kind {n}" for n in range(12)]
+    save_checkpoint(
+        tmp_path / "net", create_model("demo"), CheckpointConfig("demo", 12, entry.transform, classes=classes)
+    )
+    given = ["explain", str(path), "--ckpt", str(tmp_path / "net"), "--target"]
+    main([*given, "kind 7", "--out", str(tmp_path / "name")])
+    main([*given, "7", "--out", str(tmp_path / "index")])
+    told = [json.loads((tmp_path / out / "explained.json").read_text())[0] for out in ("name", "index")]
+    assert told[0] == told[1] and told[0]["explained_class"] == 7
+
+
+def test_photographs_may_stand_after_the_model(photographs):
+    given = ["--model", "demo", "--model-arg", "num_classes=5", "--ckpt", "untrained", *photographs]
+    args = photographs_module.parser().parse_args(given)
+    assert (args.ckpt, args.model, args.model_arg) == (["untrained"], ["demo"], ["num_classes=5"])
+    assert args.images == list(map(Path, photographs))
+
+
+def test_many_photographs_fill_several_contact_sheets(checkpoint, photographs, tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluate.photographs.ROWS", 1)
+    main(["explain", *photographs, "--ckpt", str(checkpoint), "--out", str(tmp_path / "out")])
+    assert {p.name for p in (tmp_path / "out").glob("contact*")} == {"contact_sheet.png", "contact_sheet_2.png"}
+
+
+def test_passes_of_slow_explainers_are_counted(checkpoint, photographs, tmp_path, monkeypatch):
+    counted, bar = [], photographs_module.tqdm
+
+    class Bar(bar):
+        def update(self, n=1):
+            counted.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr(photographs_module, "tqdm", Bar)
+    main(["explain", *photographs, "--ckpt", str(checkpoint), "--explainer", "rise:masks=40", "--out",
+          str(tmp_path / "out")])  # fmt: skip
+    assert sum(counted) == 40 * len(photographs) and len(counted) > 4
+
+
+def test_a_batch_of_photographs_that_does_not_fit_is_explained_in_halves(
+    checkpoint, photographs, tmp_path, monkeypatch
+):
+    explained, explain = [], photographs_module.explain
+
+    def hungry(model, images, *args, **kwargs):
+        explained.append(len(images))
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return explain(model, images, *args, **kwargs)
+
+    monkeypatch.setattr(photographs_module, "explain", hungry)
+    main(["explain", *photographs, "--ckpt", str(checkpoint), "--out", str(tmp_path / "out")])
+    assert explained == [2, 1, 1]
+    assert [e["image"] for e in json.loads((tmp_path / "out" / "explained.json").read_text())] == photographs
 
 
 def test_measures_of_a_run_equal_those_asked_for_directly(tmp_path, capsys):

@@ -156,3 +156,19 @@ def test_without_a_connection_zenodo_says_where_to_put_the_file(tmp_path, monkey
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     with pytest.raises(UserError, match=r"no connection.*may be put at .*resnet_dcls_kernel_5_model_best\.pth\.tar"):
         load_subject("zenodo:resnet50_dcls")
+
+
+@pytest.mark.parametrize("place", ["", "snapshots/update_00000004"])
+def test_a_training_run_is_told_from_a_checkpoint(tmp_path, place):
+    snapshot = tmp_path / "run" / "snapshots" / "update_00000004"
+    snapshot.mkdir(parents=True)
+    (snapshot / "state.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=rf"is a training run.* python -m train\.publish {tmp_path / 'run'} --name NAME"
+    ):
+        load_subject(str(tmp_path / "run" / place))
+
+
+def test_the_outputs_of_the_model_count_its_classes():
+    assert load_subject("untrained", "demo", {"num_classes": 5}).num_classes == 5
+    assert load_subject("untrained", "timm:resnet18", {"num_classes": 7}).num_classes == 7

@@ -20,6 +20,12 @@ def test_the_command_line_lies_over_the_recipe_and_the_recipe_over_defaults() ->
     assert settings.name == "convnext_t_dcls"
 
 
+def test_where_no_recipes_were_installed_that_is_told(tmp_path) -> None:
+    for arguments in ([], ["recipe=demo"]):
+        with pytest.raises(UserError, match=f"no recipes in {tmp_path}: a plain `pip install .` leaves them out"):
+            load_settings(arguments, tmp_path)
+
+
 def test_smoke_lies_between_recipe_and_command_line() -> None:
     settings = load_settings(["recipe=convnext_t_dcls", "smoke=true", "updates=5"])
     assert (settings.updates, settings.data.source, settings.global_batch) == (5, "scenes:jpeg", 4)
