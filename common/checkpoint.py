@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import platform
 import re
@@ -76,18 +77,35 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def checkpoint_folder(library: Path, name: str) -> Path:
+def checkpoint_folder(library: Path, name: str, replaces: str | None = "") -> Path:
     """The folder `library/name` of a checkpoint that is to be written.
 
+    Args:
+        library: folder of checkpoints.
+        name: of this one.
+        replaces: SHA-256 of the weights that may be replaced, those of the same run; None: any checkpoint may be.
+
     Raises:
-        UserError: the name is none of a folder, or something else than a checkpoint stands there.
+        UserError: the name cannot be that of a folder, or another checkpoint or something else stands there.
     """
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise UserError(f"{name!r} is no name for a checkpoint; take letters, digits, '_', '-', '.' and '+'")
     folder = library / name
-    if folder.exists() and not all((folder / file).is_file() for file in _FILES):
+    if not folder.exists():
+        return folder
+    if not all((folder / file).is_file() for file in _FILES):
         raise UserError(f"{folder} exists and is no checkpoint; it is left alone. Take another name or folder")
+    if replaces is not None and sha256(folder / "model.safetensors") != replaces:
+        raise UserError(
+            f"{folder} holds the checkpoint of another run. Take another name (name=NAME) or folder "
+            "(checkpoints_dir=DIR), or replace it (overwrite=true; --overwrite where it is published by hand)"
+        )
     return folder
+
+
+def free_folder(library: Path, name: str) -> Path:
+    """The first of `library/name-2`, `library/name-3`, ... that does not exist."""
+    return next(folder for n in itertools.count(2) if not (folder := library / f"{name}-{n}").exists())
 
 
 def save_checkpoint(

@@ -18,3 +18,8 @@ def did_you_mean(name: str, known: Collection[str], shown: int = 30) -> str:
         return f"did you mean {' or '.join(near)}?"
     more = ", ..." if len(known) > shown else ""
     return f"known: {', '.join(list(known)[:shown])}{more}"
+
+
+def first_line(error: object) -> str:
+    """What a message says first, at most 200 characters."""
+    return next(iter(str(error).strip().splitlines()), "no message")[:200]

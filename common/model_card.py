@@ -6,6 +6,19 @@ from typing import Any
 
 import yaml
 
+_LABELS = {
+    "top1": "top-1 (%)",
+    "top5": "top-5 (%)",
+    "loss": "cross-entropy",
+    "val_images": "validation images",
+    "weights": "published weights",
+    "top1_raw": "top-1 of the raw weights (%)",
+    "top1_ema": "top-1 of the averaged weights (%)",
+    "mean_displacement_px": "mean displacement of positions (px)",
+    "train_seconds": "training time (s)",
+}
+"""What the card calls the figures of `config.json`."""
+
 
 def model_card(name: str, config: dict[str, Any], pictures: list[str]) -> str:
     """Markdown card of a checkpoint.
@@ -39,7 +52,7 @@ def model_card(name: str, config: dict[str, Any], pictures: list[str]) -> str:
         "",
         "| measured at the end of training | |",
         "|---|---|",
-        *(f"| {key} | {_figure(value)} |" for key, value in config["metrics"].items()),
+        *(f"| {_LABELS.get(name, name)} | {_figure(value)} |" for name, value in config["metrics"].items()),
         "",
         f"Input: short side {transform['resize']} px ({transform['interpolation']}), central "
         f"{transform['crop']} px, mean {transform['mean']}, standard deviation {transform['std']}.",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor import config as inductor
 
-from common.errors import UserError
+from common.compiling import compiler_failed
 
 
 class CompiledModel(nn.Module):
@@ -67,9 +67,4 @@ class _Programs:
             with inductor.patch(freezing=self.constant):  # as an option of torch.compile it comes too late
                 return self.program(filled.contiguous(memory_format=torch.channels_last))[:count]
         except BackendCompilerFailed as error:
-            cause = error.inner_exception
-            told = str(cause).strip().split("\n")[0]
-            raise UserError(
-                f"torch.compile failed: {type(cause).__name__}, {told}. It needs a C++ compiler on a CPU, Triton on a "
-                "GPU; leave out --compile"
-            ) from error
+            raise compiler_failed(error, "leave out --compile") from error

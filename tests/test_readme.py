@@ -13,6 +13,7 @@ from evaluate.cli import parser
 from evaluate.explainers import parse_method
 from evaluate.metrics import parse_measure
 from train.configure import load_settings
+from train.usage import usage
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = "\n".join(re.findall(r"^```\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE))
@@ -31,7 +32,9 @@ def words_after(line: str, start: str) -> list[str]:
 def test_every_command_is_understood(line: str, tmp_path: Path) -> None:
     if "train/main.py" in line:
         words = words_after(line, "train/main.py")
-        if words:  # without any it lists the recipes
+        if "--help" in words:
+            assert usage([word for word in words if word != "--help"])
+        elif words:  # without any it lists the recipes
             load_settings(words)
     elif "-m evaluate explain" in line:
         photographs.parser().parse_args(words_after(line, "-m evaluate explain"))

@@ -12,10 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from common.errors import UserError, did_you_mean
+from common.errors import UserError, did_you_mean, first_line
 from common.surgery import DEPTHWISE_WAYS, DclsSpec
 from common.zoo import lookup
 from train.settings import Settings
+from train.usage import documented, nearest_key
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -27,6 +28,7 @@ SMOKE: dict[str, Any] = {
     "compile": False,
     "threads": 1,
     "checkpoints_dir": "runs/smoke_checkpoints",
+    "overwrite": True,
     "data": {
         "source": "scenes",
         "image_size": 64,
@@ -128,11 +130,6 @@ def as_dict(settings: Settings) -> dict[str, Any]:
     return dataclasses.asdict(settings)
 
 
-def first_line(error: object) -> str:
-    """What a message says first, at most 200 characters."""
-    return next(iter(str(error).strip().splitlines()), "no message")[:200]
-
-
 def dcls_spec(settings: Settings) -> DclsSpec | None:
     """The surgery of this run: that of the zoo with the changes of `dcls`, or None.
 
@@ -142,10 +139,10 @@ def dcls_spec(settings: Settings) -> DclsSpec | None:
     spec = lookup(settings.model).dcls
     if not settings.dcls:
         return spec
-    known = [f.name for f in dataclasses.fields(DclsSpec)]
+    known = [f"dcls.{field.name}" for field in dataclasses.fields(DclsSpec)]
     for key in settings.dcls:
-        if key not in known:
-            raise UserError(f"unknown key dcls.{key}; did you mean dcls.{_nearest(key, known)}?")
+        if f"dcls.{key}" not in known:
+            raise UserError(f"unknown key dcls.{key}; {did_you_mean(f'dcls.{key}', known)}")
     base = dataclasses.asdict(spec) if spec else {}
     try:
         return DclsSpec(**{**base, **settings.dcls})
@@ -206,20 +203,8 @@ def _read_recipe(name: str, folder: Path) -> DictConfig:
     return content
 
 
-def _known_keys(kind: type, prefix: str = "") -> dict[str, bool]:
-    """Dotted names of all settings; True for those that hold a mapping of their own."""
-    keys: dict[str, bool] = {}
-    for item in dataclasses.fields(kind):
-        default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
-        if dataclasses.is_dataclass(default):
-            keys |= _known_keys(type(default), f"{prefix}{item.name}.")
-        else:
-            keys[prefix + item.name] = isinstance(default, dict)
-    return keys
-
-
 def _check_keys(layer: DictConfig, where: str) -> None:
-    known = _known_keys(Settings)
+    known = [item.key for item in documented()]
 
     def visit(node: DictConfig, prefix: str) -> None:
         for key, value in node.items_ex(resolve=False):
@@ -234,20 +219,9 @@ def _check_keys(layer: DictConfig, where: str) -> None:
             while isinstance(value, DictConfig) and len(value):
                 inner_key, value = next(iter(value.items_ex(resolve=False)))
                 name = f"{name}.{inner_key!s}"
-            raise UserError(f"{where}: unknown key {name}; did you mean {_nearest(name, known)}?")
+            raise UserError(f"{where}: unknown key {name}; {nearest_key(name, known)}")
 
     visit(layer, "")
-
-
-def _nearest(name: str, known: Sequence[str] | dict[str, bool]) -> str:
-    """The known name most like this one, by its last part first."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, 1, 0.6)
-    if close:
-        return close[0]
-    last = {k.rpartition(".")[2]: k for k in names}
-    close = difflib.get_close_matches(name.rpartition(".")[2], list(last), 1, 0.0)
-    return last[close[0]]
 
 
 def _check_values(settings: Settings) -> None:
@@ -259,7 +233,7 @@ def _check_values(settings: Settings) -> None:
 
     for key, choices in _CHOICES.items():
         if value_of(key) not in choices:
-            near = _nearest(str(value_of(key)), choices)
+            near = difflib.get_close_matches(str(value_of(key)), choices, 1, 0.0)[0]
             raise UserError(f"{key}={value_of(key)}: take one of {', '.join(choices)} (nearest: {near})")
     for key, least in _AT_LEAST.items():
         if value_of(key) is not None and value_of(key) < least:

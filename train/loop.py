@@ -24,7 +24,7 @@ from train.objective import Repulsion, classification_loss, correct, first_not_f
 from train.optimizers import Schedule, set_learning_rates
 from train.run_folder import RunFolder
 from train.settings import Settings
-from train.state import TrainState, clean_snapshots, save_snapshot
+from train.state import TrainState, Undo, clean_snapshots, save_snapshot
 from train.stopping import Stop, StopListener
 from train.validation import Scores, validate
 from train.watch import Watch
@@ -80,7 +80,8 @@ def train(session: Session) -> tuple[Stop, dict[str, Scores]]:
     last_snapshot = time.monotonic()
     scores: dict[str, Scores] = {}
     bad = torch.full((), -1, dtype=torch.long, device=device)  # first update whose loss was not finite
-    listener = StopListener()
+    listener = StopListener(accelerator.is_main_process)
+    undo = Undo(state)
     clock = Clock(progress.seconds)
     logged = progress.update, clock.seconds, clock.waiting
 
@@ -92,7 +93,15 @@ def train(session: Session) -> tuple[Stop, dict[str, Scores]]:
             set_learning_rates(state.optimizer, lr)
 
             # --- gradient: the mean over the micro-batches of all processes
+            if accumulate > 1:
+                undo.remember()
             for micro in range(accumulate):
+                if micro and (stop := listener.agree()[0]) is not Stop.NO:
+                    undo.give_up()
+                    _stop_if_not_finite(bad, session)
+                    progress.seconds = clock.seconds
+                    _save_snapshot(session)
+                    return stop, scores
                 with clock.data():
                     batch = next(batches)
                 images = to_input(batch.images, session.transform, device, settings.channels_last)
@@ -147,17 +156,22 @@ def train(session: Session) -> tuple[Stop, dict[str, Scores]]:
                 if pictures_due:
                     session.watch.positions(progress.update, state.model)
                 if due or done:
-                    save_snapshot(session.folder.snapshots, state, as_dict(settings), rank)
+                    _save_snapshot(session)
                     last_snapshot = time.monotonic()
-                    if accelerator.is_main_process:
-                        keep = settings.snapshots
-                        clean_snapshots(session.folder.snapshots, keep.keep_last, keep.keep_every)
             if stop is not Stop.NO and not done:
                 return stop, scores
         return Stop.NO, scores or _validate(session)
     finally:
         batches.close()  # ends the loader's processes
         listener.close()
+
+
+def _save_snapshot(session: Session) -> None:
+    """Write a snapshot and remove those that are no longer wanted."""
+    place, keep = session.folder.snapshots, session.settings.snapshots
+    save_snapshot(place, session.state, as_dict(session.settings), session.accelerator.process_index)
+    if session.accelerator.is_main_process:
+        clean_snapshots(place, keep.keep_last, keep.keep_every)
 
 
 class _Every:
@@ -218,7 +232,7 @@ def _log_training(
         values["train/repulsion"] = total["repulsion"] / updates
         values["train/total"] = loss + values["train/repulsion"]
     values |= {
-        "train/top1": total["correct"] / total["images"],
+        "train/top1": 100 * total["correct"] / total["images"],
         "train/grad_norm": total["grad_norm"] / max(total["steps"], 1.0),
         "lr/weights": lr,
     }
@@ -231,8 +245,9 @@ def _log_training(
     }
     session.monitor.scalars(progress.update, progress.exact_epoch, {**values, **speed})
     left = (progress.total - progress.update) * seconds / max(ran, 1)
-    shown = {"loss": loss, "top-1": values["train/top1"], "lr": lr}
-    shown |= {"images/s": speed["speed/images_per_second"], "waiting for data": speed["speed/data_share"]}
+    shown = {"loss": f"{loss:.4g}", "top-1": f"{values['train/top1']:.2f} %", "lr": f"{lr:.4g}"}
+    shown["images/s"] = f"{speed['speed/images_per_second']:.4g}"
+    shown["waiting for data"] = f"{100 * speed['speed/data_share']:.1f} %"
     session.monitor.line(progress.update, progress.exact_epoch, shown, left)
     return now
 
@@ -261,6 +276,9 @@ def _validate(session: Session) -> dict[str, Scores]:
     if moved is not None:
         values["positions/mean_displacement_px"] = moved
     session.monitor.scalars(progress.update, progress.exact_epoch, values)
-    shown = {f"{kind} top-1": s.top1 for kind, s in scores.items()} | {f"{k} loss": s.loss for k, s in scores.items()}
-    session.monitor.line(progress.update, progress.exact_epoch, {**shown, "on images": float(chosen.images)})
+    shown = {f"{kind} top-1": f"{s.top1:.2f} %" for kind, s in scores.items()}
+    shown |= {f"{kind} loss": f"{s.loss:.4g}" for kind, s in scores.items()}
+    if moved is not None:
+        shown["positions moved"] = f"{moved:.3g} px"
+    session.monitor.line(progress.update, progress.exact_epoch, {**shown, "on images": str(chosen.images)})
     return scores

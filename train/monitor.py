@@ -120,11 +120,11 @@ class Monitor:
         with self.folder.metrics.open("a") as file:
             file.write(json.dumps({"update": update, "epoch": epoch, **values}) + "\n")
 
-    def line(self, update: int, epoch: float, values: dict[str, float], seconds_left: float | None = None) -> None:
+    def line(self, update: int, epoch: float, values: dict[str, str], seconds_left: float | None = None) -> None:
         """One line for people, with the time that is left."""
         if not self.active:
             return
-        figures = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        figures = "  ".join(f"{name} {value}" for name, value in values.items())
         left = f"  ETA {duration(seconds_left)}" if seconds_left is not None else ""
         log.info("update %d/%d  epoch %.2f  %s%s", update, self.total, epoch, figures, left)
 

@@ -72,7 +72,7 @@ def curve_figure(lines: list[dict[str, Any]]) -> Figure:
     """Loss and accuracy of a run against its epochs, from the lines of metrics.jsonl."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.subplots(1, 2)
-    for axis, part, label in ((axes[0], "loss", "loss"), (axes[1], "top1", "top-1")):
+    for axis, part, label in ((axes[0], "loss", "loss"), (axes[1], "top1", "top-1 (%)")):
         for name in sorted({key for line in lines for key in line if key.endswith(f"/{part}")}):
             points = [(line["epoch"], line[name]) for line in lines if name in line]
             axis.plot(*zip(*points), label=name, marker="." if len(points) < 20 else None)

@@ -15,28 +15,30 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.atomic import write_text
 from common.checkpoint import CheckpointConfig, checkpoint_folder, save_checkpoint
 from common.entry import run_command
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.weights import load_state
 from common.zoo import create_model, lookup
 from train.augment import model_transform
 from train.averaging import process_buffers
-from train.configure import as_dict, dcls_spec, first_line
+from train.configure import as_dict, dcls_spec
 from train.monitor import figure_pixels, save_png
 from train.pictures import curve_figure
 from train.run_folder import RunFolder
 from train.settings import Settings
-from train.state import mean_of, read_newest
+from train.state import mean_of, newest_snapshot, read_snapshot
 
-_LOCAL = ("run_dir", "runs_dir", "checkpoints_dir", "resume", "data.root", "data.val_root")
+_LOCAL = ("run_dir", "runs_dir", "checkpoints_dir", "resume", "overwrite", "data.root", "data.val_root")
 
 
-def publish_run(run: Path, name: str, checkpoints: Path) -> Path:
+def publish_run(run: Path, name: str, checkpoints: Path, overwrite: bool = False) -> Path:
     """Write the checkpoint folder of a run's newest snapshot.
 
     BatchNorm statistics are the mean over the processes. Settings that only name places on one machine are left
-    out of the published recipe and command.
+    out of the published recipe and command. What this run published before under the name is replaced, another
+    checkpoint only with `overwrite`.
 
     Returns:
         The folder, `checkpoints/name`.
@@ -44,10 +46,10 @@ def publish_run(run: Path, name: str, checkpoints: Path) -> Path:
     Raises:
         UserError: no such run, nothing whole in it, or something else stands where it would go.
     """
-    target = checkpoint_folder(checkpoints, name)
     folder = RunFolder(run)
+    target = checkpoint_folder(checkpoints, name, None if overwrite else folder.own_weights() or "")
     settings, command = _read_settings(folder)
-    content, record, _ = read_newest(folder.snapshots)
+    content, record = read_snapshot(newest_snapshot(folder.snapshots))
     spec = dcls_spec(settings)
     model = create_model(settings.model, settings.num_classes, dcls=spec, **settings.model_args)
     averaged = settings.publish_weights == "ema"
@@ -71,7 +73,8 @@ def publish_run(run: Path, name: str, checkpoints: Path) -> Path:
         command=shlex.join(words),
         license=settings.license,
     )
-    save_checkpoint(target, model, config, _pictures(folder))
+    written = save_checkpoint(target, model, config, _pictures(folder))
+    write_text(folder.published, json.dumps({"weights_sha256": written.weights_sha256}) + "\n")
     return target
 
 
@@ -104,9 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="runs/NAME/TIME")
     parser.add_argument("--name", required=True, help="name of the checkpoint")
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), help="its folder (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint of this name from another run")
     parser.add_argument("--hub", metavar="ORG/NAME", help="also upload it to this repository of the hub")
     options = parser.parse_args(argv)
-    folder = publish_run(options.run, options.name, options.checkpoints)
+    folder = publish_run(options.run, options.name, options.checkpoints, options.overwrite)
     print(folder)
     if options.hub:
         print(upload(folder, options.hub))

@@ -19,7 +19,7 @@ import yaml
 from common.atomic import write_text
 from common.errors import UserError
 from train.settings import Settings
-from train.state import list_snapshots
+from train.state import list_snapshots, newest_snapshot
 
 
 @dataclass
@@ -63,6 +63,11 @@ class RunFolder:
         """PNG files for the card."""
         return self.path / "pictures"
 
+    @property
+    def published(self) -> Path:
+        """SHA-256 of the weights that this run published last."""
+        return self.path / "published.json"
+
     def start(self, settings: dict[str, Any], command: str, classes: list[str] | None) -> None:
         """Create the folder of a new run; what one left that died before its first snapshot goes."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -71,9 +76,17 @@ class RunFolder:
                 file.unlink(missing_ok=True)
             for folder in (self.path / "tensorboard", self.pictures):
                 shutil.rmtree(folder, ignore_errors=True)
-        write_text(self.config, f"# {command}\n" + yaml.safe_dump(settings, sort_keys=False))
+        self.describe(settings, command)
         if classes:
             write_text(self.classes, json.dumps(classes))
+
+    def describe(self, settings: dict[str, Any], command: str) -> None:
+        """Write down what the run does now: resolved settings and the command."""
+        write_text(self.config, f"# {command}\n" + yaml.safe_dump(settings, sort_keys=False))
+
+    def own_weights(self) -> str | None:
+        """SHA-256 of the weights that this run published last, if it did."""
+        return json.loads(self.published.read_text())["weights_sha256"] if self.published.is_file() else None
 
     def turn_back(self, update: int) -> None:
         """Forget what a stopped run wrote after the snapshot of `update`, so that no curve has a trace of it.
@@ -114,11 +127,11 @@ def new_run(settings: Settings) -> RunFolder:
     return RunFolder(path)
 
 
-def run_to_resume(settings: Settings) -> tuple[RunFolder, Path | None] | None:
-    """The run that `resume` means, and the snapshot if it names one; None to start anew.
+def run_to_resume(settings: Settings) -> tuple[RunFolder, Path] | None:
+    """The run that `resume` means, and the snapshot it goes on from; None to start anew.
 
     Raises:
-        UserError: `resume` names a path without snapshots.
+        UserError: `resume` names a path without snapshots, or none of them is whole.
     """
     if settings.resume == "none":
         return None
@@ -128,10 +141,15 @@ def run_to_resume(settings: Settings) -> tuple[RunFolder, Path | None] | None:
         else:
             runs = sorted((Path(settings.runs_dir) / str(settings.name)).glob("*/"))
         left = [run for run in runs if list_snapshots(run / "snapshots")]
-        return (RunFolder(left[-1]), None) if left else None
+        return _newest(left[-1]) if left else None
     path = Path(settings.resume)
     if (path / "state.json").is_file():
         return RunFolder(path.parent.parent), path
     if list_snapshots(path / "snapshots"):
-        return RunFolder(path), None
+        return _newest(path)
     raise UserError(f"resume={path}: no run or snapshot there; give runs/NAME/TIME, a snapshot in it, `auto` or `none`")
+
+
+def _newest(run: Path) -> tuple[RunFolder, Path]:
+    folder = RunFolder(run)
+    return folder, newest_snapshot(folder.snapshots)

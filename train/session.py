@@ -6,6 +6,7 @@ Initial values, in this order: the model's own initialisation from `seed`; publi
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shlex
@@ -13,20 +14,29 @@ import sys
 import warnings
 from collections.abc import Sequence, Sized
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 from common.atomic import write_text
-from common.checkpoint import checkpoint_folder
+from common.checkpoint import checkpoint_folder, free_folder
+from common.compiling import compiler_failed
 from common.errors import UserError
 from common.model_card import evaluate_command
-from common.surgery import set_depthwise
+from common.surgery import position_groups, set_depthwise
 from common.zoo import crashes_channels_last, create_model
 from train.augment import model_transform
 from train.averaging import Ema
@@ -40,12 +50,16 @@ from train.publish import publish_run
 from train.randomness import key_seed
 from train.run_folder import RunFolder, new_run, run_to_resume
 from train.settings import Settings
-from train.state import Progress, TrainState, read_newest, read_snapshot
+from train.state import Progress, TrainState, kept_snapshots, read_snapshot
 from train.stopping import Stop, requeue
+from train.usage import usage
 from train.validation import Scores
 from train.watch import Watch
 
 log = logging.getLogger("train")
+
+PATIENCE = timedelta(hours=1)
+"""How long a process waits for the others, while one reads a slow disk or compiles."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,9 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         UserError: it cannot be done.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if {"--help", "-h"} & set(arguments):
+        print(usage([word for word in arguments if not word.startswith("-") and "=" not in word]))
+        return 0
     settings = load_settings(arguments)
-    if settings.publish:
-        checkpoint_folder(Path(settings.checkpoints_dir), str(settings.name))  # told now, not after the training
     if settings.threads:
         torch.set_num_threads(settings.threads)
     accelerator = _accelerator(settings)
@@ -79,6 +94,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not accelerator.is_main_process:  # the others know nothing of it
             print(f"error: {error}", file=sys.stderr)
         raise
+    except BackendCompilerFailed as error:
+        raise compiler_failed(error, "take compile=false") from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        place = error.filename or session.folder.path
+        raise UserError(f"{place}: {error.strerror}; {kept_snapshots(session.folder.snapshots)}") from error
     finally:
         session.monitor.close()
     accelerator.wait_for_everyone()
@@ -97,7 +119,11 @@ def _accelerator(settings: Settings) -> Accelerator:
     # torch 2.15 has another name for the option and says so; 2.11 has only this one.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp])
+    waiting = InitProcessGroupKwargs(timeout=PATIENCE)
+    # `compile` alone decides about compiling, whatever Accelerate's own configuration says.
+    accelerator = Accelerator(mixed_precision=precision, dynamo_backend="no", kwargs_handlers=[ddp, waiting])
+    # Shapes are fixed, so trying cuDNN's algorithms once pays; its guesses for large depthwise kernels are poor.
+    torch.backends.cudnn.benchmark = accelerator.device.type == "cuda"
     plain = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
     if accelerator.distributed_type not in plain:
         raise UserError(
@@ -112,6 +138,9 @@ def _accelerator(settings: Settings) -> Accelerator:
 def _build(settings: Settings, accelerator: Accelerator, command: str) -> Session:
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     accumulation(settings, world)  # refuses a global batch that does not fit, before anything is loaded
+
+    # --- a new run, or one to continue
+    folder, snapshot = _choose_folder(settings, accelerator)
 
     # --- data
     train_source, val_source = open_data(settings)
@@ -135,22 +164,24 @@ def _build(settings: Settings, accelerator: Accelerator, command: str) -> Sessio
         settings.updates,
     )
     if settings.compile:
-        model.compile()  # in place, so that no name gets a prefix
+        for compiled in (model, ema.model if ema else None):
+            if compiled is not None:
+                compiled.compile()  # in place, so that no name gets a prefix
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     progress = Progress(schedule.updates, settings.seed, len(train_source), settings.global_batch, world)
     meters = torch.zeros(len(METERS), device=device)
     state = TrainState(progress, model, optimizer, ema, accelerator.scaler, meters)
 
-    # --- a new run, or one to continue
+    # --- where it starts
     torch.manual_seed(key_seed(settings.seed, rank) % 2**63)  # drop path and dropout differ between ranks
-    folder, snapshot, resuming = _choose_folder(settings, accelerator)
-    if resuming:
-        _resume(state, folder, snapshot, settings, rank)
+    if snapshot is not None:
+        _resume(state, snapshot, settings, accelerator)
         initial = load_positions(folder.initial_positions) or initial
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        if resuming:
+        if snapshot is not None:
             folder.turn_back(progress.update)
+            folder.describe(as_dict(settings), command)
         else:
             folder.start(as_dict(settings), command, train_source.classes)
             save_positions(folder.initial_positions, initial)
@@ -162,8 +193,8 @@ def _build(settings: Settings, accelerator: Accelerator, command: str) -> Sessio
     session = Session(
         settings, accelerator, state, wrapped, schedule, train_source, val_loader, transform, folder, monitor, watch
     )
-    _announce(session, resuming)
-    if not resuming:
+    _announce(session, resuming=snapshot is not None)
+    if snapshot is None:
         monitor.text("settings", yaml.safe_dump(as_dict(settings), sort_keys=False))
         monitor.text("command", command)
         watch.positions(0, model)
@@ -185,16 +216,28 @@ def _create_model(settings: Settings, accelerator: Accelerator) -> nn.Module:
         settings.channels_last = False
         accelerator.print("channels_last=false on a CPU: there torch crashes in this model's first layers otherwise")
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-    return model.to(memory_format=layout).to(accelerator.device)
+    model = model.to(memory_format=layout).to(accelerator.device)
+    for group in position_groups(model):  # no pictures, although they have four dimensions
+        for values in (group.positions, group.sigma):
+            if values is not None:
+                values.data = values.data.contiguous()
+    return model
 
 
-def _choose_folder(settings: Settings, accelerator: Accelerator) -> tuple[RunFolder, Path | None, bool]:
-    """The run's folder, the snapshot that `resume` names, and whether it goes on; one answer for all ranks."""
+def _choose_folder(settings: Settings, accelerator: Accelerator) -> tuple[RunFolder, Path | None]:
+    """The run's folder, and the snapshot it goes on from, if it does; one answer for all ranks.
+
+    Raises:
+        UserError: there is nothing to go on from, or the checkpoint's name is taken by another run's.
+    """
     answer: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            found = run_to_resume(settings)
-            answer = [(*found, True) if found else (new_run(settings), None, False)]
+            folder, snapshot = run_to_resume(settings) or (new_run(settings), None)
+            if settings.publish:  # refused now, not after the training
+                own = None if settings.overwrite else folder.own_weights() or ""
+                checkpoint_folder(Path(settings.checkpoints_dir), str(settings.name), own)
+            answer = [(folder, snapshot)]
         except UserError as error:
             answer = [error]
     broadcast_object_list(answer)
@@ -203,28 +246,30 @@ def _choose_folder(settings: Settings, accelerator: Accelerator) -> tuple[RunFol
     return answer[0]
 
 
-def _resume(state: TrainState, folder: RunFolder, snapshot: Path | None, settings: Settings, rank: int) -> None:
+def _resume(state: TrainState, snapshot: Path, settings: Settings, accelerator: Accelerator) -> None:
     """Take on a snapshot; every rank reads it.
 
     Raises:
-        UserError: none is whole, or it belongs to other data or another model.
+        UserError: a rank cannot read it, or it belongs to other data, another model or a longer run.
     """
-    if snapshot is None:
-        content, record, snapshot = read_newest(folder.snapshots)
-    else:
-        content, record = read_snapshot(snapshot)
+    content, record = _read_alike(snapshot, accelerator)
     before, now = Progress(**record["progress"]), state.progress
     for name in ("seed", "images", "global_batch"):
-        old, new = getattr(before, name), getattr(now, name)
-        if old != new:
-            raise UserError(
-                f"{snapshot} was made with {name}={old}, this run has {new}; the order of the data would be another. "
-                "Resume with the old value, or start anew with resume=none"
-            )
+        _refuse_change(snapshot, name, getattr(before, name), getattr(now, name), "the order of the data")
+    old, new = record["settings"], as_dict(settings)
+    for name in ("model", "dcls", "num_classes"):
+        _refuse_change(snapshot, name, old.get(name), new[name], "the network")
+    for name in ("name", "decay_norm_bias", "layer_decay"):
+        _refuse_change(snapshot, f"optim.{name}", old["optim"].get(name), new["optim"][name], "the optimiser's state")
+    if before.update > now.total:
+        raise UserError(
+            f"{snapshot} has done {before.update} updates, and this run ends after {now.total}. Give it more "
+            "(updates=N or epochs=N), or resume an earlier snapshot by resume=PATH"
+        )
     now.update, now.seconds = before.update, before.seconds
     now.best_top1, now.best_update = before.best_top1, before.best_update
-    state.restore(content, rank, str(snapshot))
-    log.info("continuing %s after update %d (%s)", folder.path, now.update, snapshot.name)
+    state.restore(content, accelerator.process_index, str(snapshot))
+    log.info("continuing %s after update %d (%s)", snapshot.parent.parent, now.update, snapshot.name)
     if before.processes != now.processes:
         log.warning(
             "the snapshot was made with %d process(es), now there are %d. The order of the data changes: an update "
@@ -233,9 +278,32 @@ def _resume(state: TrainState, folder: RunFolder, snapshot: Path | None, setting
             before.processes,
             now.processes,
         )
-    changed = _differences(record["settings"], as_dict(settings))
+    changed = _differences(old, new)
     if changed:
         log.warning("settings differ from the snapshot's: %s", ", ".join(changed))
+
+
+def _read_alike(snapshot: Path, accelerator: Accelerator) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors and record of a snapshot, the same in all ranks: on a shared disk one may see an older state."""
+    content, record, seen = None, None, ""
+    try:
+        content, record = read_snapshot(snapshot)
+        seen = record["sha256"]
+    except UserError as error:
+        seen = str(error)
+    found = gather_object([seen]) if accelerator.num_processes > 1 else [seen]
+    if content is None or record is None or len(set(found)) > 1:
+        what = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(found)) if len(found) > 1 else seen
+        raise UserError(what if content is None else f"{snapshot} is not the same for all ranks: {what}. Try again")
+    return content, record
+
+
+def _refuse_change(snapshot: Path, name: str, old: Any, new: Any, what: str) -> None:
+    if old != new:
+        raise UserError(
+            f"{snapshot} was made with {name}={old}, this run has {new}; {what} would be another. Resume with the old "
+            "value, or start anew with resume=none"
+        )
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -295,18 +363,29 @@ def _finish(session: Session, scores: dict[str, Scores]) -> None:
         {"model": settings.model, "lr": settings.optim.lr, "optimizer": settings.optim.name, "seed": settings.seed},
         {"top1": chosen.top1, "loss": chosen.loss},
     )
-    rows = [(f"top-1, {kind} weights", f"{100 * s.top1:.2f} % of {s.images}") for kind, s in scores.items()]
+    rows = [(f"top-1, {kind} weights", f"{s.top1:.2f} % of {s.images}") for kind, s in scores.items()]
     rows += [(f"loss, {kind} weights", f"{s.loss:.4f}") for kind, s in scores.items()]
     if progress.best_top1 > chosen.top1:
-        rows.append(("best top-1 on the way", f"{100 * progress.best_top1:.2f} % (update {progress.best_update})"))
+        rows.append(("best top-1 on the way", f"{progress.best_top1:.2f} % (update {progress.best_update})"))
     if moved is not None:
         rows.append(("positions moved by", f"{moved:.2f} px on average"))
     rows.append(("training time", duration(progress.seconds)))
     rows.append(("images/s", f"{progress.update * progress.global_batch / max(progress.seconds, 1e-9):.0f}"))
     rows.append(("run", str(folder.path)))
     if settings.publish:
-        published = publish_run(folder.path, str(settings.name), Path(settings.checkpoints_dir))
+        published = _publish(settings, folder)
         rows.append(("checkpoint", str(published)))
         command = evaluate_command(str(published), settings.data.source, session.train_source.num_classes)
         rows.append(("evaluate it", command))
     log.info("done\n%s", table(rows))
+
+
+def _publish(settings: Settings, folder: RunFolder) -> Path:
+    """Publish under the run's name, or under a free one where another run has taken it meanwhile."""
+    library, name = Path(settings.checkpoints_dir), str(settings.name)
+    try:
+        checkpoint_folder(library, name, None if settings.overwrite else folder.own_weights() or "")
+    except UserError as error:
+        name = free_folder(library, name).name
+        log.warning("%s. It is published as %s instead", error, name)
+    return publish_run(folder.path, name, library, settings.overwrite)

@@ -229,6 +229,8 @@ class Settings:
     """Which weights are published: `raw` or `ema`."""
     checkpoints_dir: str = "checkpoints"
     """Folder of published checkpoints."""
+    overwrite: bool = False
+    """Replace a published checkpoint of the same name that another run made."""
     license: str = "MIT"
     """Licence of the published weights."""
     smoke: bool = False

@@ -14,9 +14,8 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.folders import imagenet_names, imagenet_places, scan_class_folders
-from train.configure import first_line
 from train.settings import DataSettings
 
 LAYOUT = "ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"

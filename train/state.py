@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.atomic import atomic_folder
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.weights import distinct_state, load_state, sha256
 from train.averaging import Ema, process_buffers
 from train.randomness import random_state, set_random_state
@@ -106,10 +106,14 @@ class TrainState:
         """
         parts = content["processes"]
         load_state(self.model, content["model"], where)
+        # The snapshot brings what was learnt, the settings of this run the rest: decay, betas, how P learns.
+        own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(content["optimizer"])
         except (ValueError, KeyError) as error:
             raise UserError(f"{where} belongs to another optimiser or grouping of parameters: {error}") from error
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(settings)
         if self.ema and content["ema"]:
             load_state(self.ema.model, content["ema"]["model"], where)
             self.ema.updates = content["ema"]["updates"]
@@ -132,25 +136,73 @@ def mean_of(parts: list[dict[str, Any]], key: str, index: int) -> Tensor:
     return torch.stack([part[key][index] for part in parts]).mean(0)
 
 
+class Undo:
+    """What the micro-batches of an update change before its step, kept so that the update can be given up.
+
+    These are the model's buffers (BatchNorm statistics), the random state and the sums since the last log point.
+    """
+
+    def __init__(self, state: TrainState) -> None:
+        self.state = state
+        self.tensors = [*state.model.buffers(), state.meters]
+        self.kept = [torch.empty_like(tensor) for tensor in self.tensors]
+        self.random: dict[str, Any] = {}
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Keep the state as it is; to be called between two updates."""
+        self.random = random_state()
+        for kept, tensor in zip(self.kept, self.tensors):
+            kept.copy_(tensor)
+
+    @torch.no_grad()
+    def give_up(self) -> None:
+        """Put back what was kept, and drop the gradients."""
+        set_random_state(self.random)
+        for kept, tensor in zip(self.kept, self.tensors):
+            tensor.copy_(kept)
+        self.state.optimizer.zero_grad(set_to_none=True)
+
+
 def save_snapshot(folder: Path, state: TrainState, settings: dict[str, Any], rank: int) -> Path:
-    """Write a snapshot into `folder`; every process calls it, the first one writes."""
+    """Write a snapshot into `folder`; every process calls it, the first one writes.
+
+    Raises:
+        UserError: it cannot be written, because the disk is full, say; the snapshots that are there stay.
+    """
     place = folder / f"update_{state.progress.update:08d}"
     parts: list[Any] = [state.own_part()]
     if dist.is_initialized() and dist.get_world_size() > 1:
-        parts = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, state.own_part())
+        own, parts = parts[0], [None] * dist.get_world_size()
+        dist.all_gather_object(parts, own)
     if rank == 0:
-        with atomic_folder(place) as temporary:
-            torch.save({**state.common_part(), "processes": parts}, temporary / "state.pt")
-            record = {
-                "progress": asdict(state.progress),
-                "epoch": state.progress.epoch,
-                "offset_in_epoch": state.progress.offset,
-                "settings": settings,
-                "sha256": sha256(temporary / "state.pt"),
-            }
-            (temporary / "state.json").write_text(json.dumps(record, indent=2) + "\n")
+        try:
+            _write_snapshot(place, {**state.common_part(), "processes": parts}, state.progress, settings)
+        except (OSError, RuntimeError) as error:  # torch.save has no kind of its own for a disk that is full
+            reason = error.strerror if isinstance(error, OSError) else first_line(error)
+            raise UserError(f"{place} cannot be written ({reason}); {kept_snapshots(folder)}") from error
     return place
+
+
+def _write_snapshot(place: Path, content: dict[str, Any], progress: Progress, settings: dict[str, Any]) -> None:
+    with atomic_folder(place) as temporary:
+        torch.save(content, temporary / "state.pt")
+        record = {
+            "progress": asdict(progress),
+            "epoch": progress.epoch,
+            "offset_in_epoch": progress.offset,
+            "settings": settings,
+            "sha256": sha256(temporary / "state.pt"),
+        }
+        (temporary / "state.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def kept_snapshots(folder: Path) -> str:
+    """What a run that has to end leaves to go on from, as the end of a message."""
+    places = list_snapshots(folder)
+    if not places:
+        return "no snapshot is there yet: make room and start again"
+    return f"{places[-1]} is kept: make room and continue with resume=auto"
 
 
 def clean_snapshots(folder: Path, keep_last: int, keep_every: int | None) -> None:
@@ -165,8 +217,8 @@ def list_snapshots(folder: Path) -> list[Path]:
     return sorted(folder.glob("update_*")) if folder.is_dir() else []
 
 
-def read_snapshot(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors and record of a snapshot.
+def check_snapshot(place: Path) -> dict[str, Any]:
+    """The record of a snapshot whose tensors are what was written.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -175,13 +227,26 @@ def read_snapshot(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         record = json.loads((place / "state.json").read_text())
         if sha256(place / "state.pt") != record["sha256"]:
             raise UserError(f"{place}: state.pt is not what was written (its SHA-256 differs from state.json's)")
+        return record
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{place} is damaged ({type(error).__name__}: {str(error)[:120]})") from error
+
+
+def read_snapshot(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors and record of a snapshot.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    record = check_snapshot(place)
+    try:
         return torch.load(place / "state.pt", map_location="cpu", weights_only=True), record
     except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
         raise UserError(f"{place} is damaged ({type(error).__name__}: {str(error)[:120]})") from error
 
 
-def read_newest(folder: Path) -> tuple[dict[str, Any], dict[str, Any], Path]:
-    """The newest whole snapshot of a folder: tensors, record, path. Damaged ones are reported and passed over.
+def newest_snapshot(folder: Path) -> Path:
+    """The newest whole snapshot of a folder. Damaged ones are reported and passed over.
 
     Raises:
         UserError: there is none.
@@ -189,7 +254,8 @@ def read_newest(folder: Path) -> tuple[dict[str, Any], dict[str, Any], Path]:
     places = list_snapshots(folder)
     for place in reversed(places):
         try:
-            return *read_snapshot(place), place
+            check_snapshot(place)
+            return place
         except UserError as error:
             log.warning("%s; taking the one before it", error)
     raise UserError(f"{folder} holds no whole snapshot" + (f" ({len(places)} damaged)" if places else ""))

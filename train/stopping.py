@@ -1,4 +1,4 @@
-"""Stopping in order: signals and lost launchers are noticed in every rank, and all ranks agree on the update.
+"""Stopping in order: signals and lost launchers are noticed in every rank, and all ranks agree on where to stop.
 
 `accelerate launch` dies of SIGTERM and leaves its trainer running; torchrun passes SIGTERM on but not SIGUSR1,
 of which it dies. So each rank listens for itself and watches whether its launcher is still there.
@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from enum import IntEnum
 from types import FrameType
@@ -22,6 +23,8 @@ import torch.distributed as dist
 from common.errors import UserError
 
 _LAUNCHER_MARKS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun and `accelerate launch`
+_ECHO_SECONDS = 3.0
+"""Ctrl-C reaches launcher and trainers alike, and the launcher passes it on: within this time it is one signal."""
 
 
 class Stop(IntEnum):
@@ -33,35 +36,71 @@ class Stop(IntEnum):
     REQUEUE = 2
     """SIGUSR1: time is nearly up; under SLURM the job is put in the queue again."""
     INTERRUPT = 3
-    """Ctrl-C; a second one does not wait for the snapshot."""
+    """Ctrl-C."""
 
 
 _MEANING = {signal.SIGTERM: Stop.SIGNAL, signal.SIGUSR1: Stop.REQUEUE, signal.SIGINT: Stop.INTERRUPT}
 
 
 class StopListener:
-    """Remembers signals; `agree` makes one decision of what all ranks know."""
+    """Remembers signals; `agree` makes one decision of what all ranks know.
 
-    def __init__(self) -> None:
-        self.wish = Stop.NO
+    Python runs a handler only between two of its own instructions, and a backward pass is one that may take minutes.
+    So the interpreter also writes each signal's number into a pipe, and a thread answers at once: the first SIGINT or
+    SIGTERM is announced, the second one ends the process without a snapshot.
+
+    Args:
+        speaks: whether this process tells the user; one of all should.
+    """
+
+    def __init__(self, speaks: bool = True) -> None:
+        self.wish, self.speaks = Stop.NO, speaks
         self.parent = os.getppid() if any(mark in os.environ for mark in _LAUNCHER_MARKS) else None
         # The flags travel between the hosts on the CPU, so that no GPU is waited for.
         several = dist.is_initialized() and dist.get_world_size() > 1
         self.group: Any = dist.new_group(backend="gloo") if several else None
-        self.replaced = {number: signal.signal(number, self._notice) for number in _MEANING}
+        self._announced: float | None = None
+        self._pipe, self._signals = os.pipe()
+        os.set_blocking(self._signals, False)
+        self._replaced_pipe = signal.set_wakeup_fd(self._signals)
+        self._replaced = {number: signal.signal(number, self._remember) for number in _MEANING}
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Put back the handlers that stood before."""
-        for number, handler in self.replaced.items():
+        for number, handler in self._replaced.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._replaced_pipe)
+        os.write(self._signals, bytes(1))  # ends the thread; other processes may hold the pipe open
+        self._thread.join()
+        os.close(self._pipe)
+        os.close(self._signals)
 
-    def _notice(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.wish is Stop.INTERRUPT:
-            raise KeyboardInterrupt
+    def _remember(self, number: int, frame: FrameType | None) -> None:
         self.wish = max(self.wish, _MEANING[signal.Signals(number)])
 
-    def agree(self, snapshot_due: bool) -> tuple[Stop, bool]:
-        """Whether to stop after this update, and whether to write a snapshot now; the same answer in all ranks."""
+    def _listen(self) -> None:
+        while number := os.read(self._pipe, 1)[0]:
+            if number in (signal.SIGINT, signal.SIGTERM):
+                self._answer(signal.Signals(number))
+
+    def _answer(self, number: signal.Signals) -> None:
+        now = time.monotonic()
+        if self._announced is None:
+            self._announced = now
+            self._say(f"{number.name}: stopping after this micro-batch, with a snapshot; again to stop now")
+        elif self.parent is None or now - self._announced > _ECHO_SECONDS:
+            self._say(f"{number.name}: stopped at once, without a snapshot; resume=auto goes on from the last one")
+            os._exit(128 + number)
+
+    def _say(self, text: str) -> None:
+        if self.speaks:
+            with contextlib.suppress(OSError):  # the terminal may have gone
+                os.write(2, f"{text}\n".encode())
+
+    def agree(self, snapshot_due: bool = False) -> tuple[Stop, bool]:
+        """Whether to stop here, and whether to write a snapshot now; the same answer in all ranks."""
         if self.parent is not None and os.getppid() != self.parent:
             self.wish = max(self.wish, Stop.SIGNAL)
         flags = torch.tensor([int(self.wish), int(snapshot_due)])
@@ -72,7 +111,7 @@ class StopListener:
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """Signals come after the block. Processes started in it begin the same way, and may then call `obey_parent`."""
+    """Hold signals until the block ends. Processes started in it begin so as well, and may then call `obey_parent`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _MEANING)
     try:
         yield

@@ -21,9 +21,9 @@ class Scores:
     """Means over the validation part."""
 
     top1: float
-    """Share of pictures whose class has the largest logit."""
+    """Percentage of pictures whose class has the largest logit."""
     top5: float
-    """Share of pictures whose class is among the five largest logits."""
+    """Percentage of pictures whose class is among the five largest logits."""
     loss: float
     """Cross-entropy."""
     images: int
@@ -65,5 +65,5 @@ def validate(
         top1, top5, loss, count = accelerator.reduce(total, "sum").tolist()
         if not count:
             raise UserError("the validation part of the data holds no pictures")
-        scores[name] = Scores(top1 / count, top5 / count, loss / count, int(count))
+        scores[name] = Scores(100 * top1 / count, 100 * top5 / count, loss / count, int(count))
     return scores

@@ -159,17 +159,6 @@ def test_a_label_beyond_the_outputs_is_an_error(settings: Settings) -> None:
         list(load(make_loader(source, sampler, settings, pin=False)))
 
 
-def test_a_second_interrupt_does_not_wait() -> None:
-    listener = StopListener()
-    try:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert listener.wish is Stop.INTERRUPT
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    finally:
-        listener.close()
-
-
 def test_a_signal_to_the_whole_job_while_the_loader_starts_does_not_take_its_processes(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

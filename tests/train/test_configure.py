@@ -8,6 +8,8 @@ import yaml
 from common.errors import UserError
 from common.zoo import ZOO
 from train.configure import RECIPES, accumulation, as_dict, dcls_spec, load_settings, recipe_names
+from train.settings import Settings
+from train.usage import usage
 
 
 def test_the_command_line_lies_over_the_recipe_and_the_recipe_over_defaults() -> None:
@@ -34,11 +36,34 @@ def test_smoke_lies_between_recipe_and_command_line() -> None:
         ("mixup=0.1", "augment.mixup"),
         ("dta.root=/x", "data.root"),
         ("dcls.kernel_cuont=3", "dcls.kernel_count"),
+        ("optim.learning_rate=1", "optim.lr"),
+        ("learning_rate=1", "optim.lr"),
+        ("label_smoothing=0.1", "loss.smoothing"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_right_one(argument: str, right: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"did you mean {right}?")):
         load_settings(["recipe=demo_dcls", argument])
+
+
+def test_a_key_that_is_like_none_points_to_the_list() -> None:
+    with pytest.raises(UserError, match=re.escape("unknown key optim.wd; python train/main.py --help lists all")):
+        load_settings(["recipe=demo_dcls", "optim.wd=1"])
+
+
+def test_the_help_shows_every_setting_with_its_default_and_documentation() -> None:
+    shown = usage()
+    settings = as_dict(Settings())
+    leaves = {f"{group}.{key}" for group, value in settings.items() if isinstance(value, dict) for key in value}
+    leaves |= {key for key, value in settings.items() if not isinstance(value, dict) or not value}
+    assert set(re.findall(r"^(\S+?)=", shown, re.MULTILINE)) == leaves
+    assert "\noptim.lr=0.001\n    Peak learning rate at `global_batch`; never rescaled.\n" in shown
+    assert "\nsnapshots.every_updates=null\n" in shown and "augment.scale=[0.08,1.0]" in shown
+    one = usage(["optim.lr"])
+    assert one == "optim.lr=0.001\n    Peak learning rate at `global_batch`; never rescaled."
+    assert usage(["optim"]).count("optim.") == 7 and "data." not in usage(["optim"])
+    with pytest.raises(UserError, match=r"no setting 'optin'; did you mean optim\?"):
+        usage(["optin"])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.optim import list_optimizers
 from torch import nn
 
 from common.errors import UserError
@@ -13,6 +14,7 @@ from common.surgery import position_groups
 from common.zoo import create_model
 from train.optimizers import Schedule, create_optimizer, parameter_groups, set_learning_rates
 from train.settings import OptimSettings, PositionSettings, ScheduleSettings
+from train.state import Progress, TrainState
 
 
 def named_groups(model: nn.Module, **optim: Any) -> dict[str, dict[str, Any]]:
@@ -100,3 +102,23 @@ def test_schedule_cools_down_and_fits_itself_to_a_number_of_updates() -> None:
     assert short.updates == 310
     np.testing.assert_allclose([short(u) for u in range(310)], [long(100 * u) for u in range(310)], rtol=1e-9)
     assert Schedule(shape, 1.0, 300, 0.06, updates=3)(2) > 0
+
+
+@pytest.mark.parametrize("name", list_optimizers(exclude_filters=["bnb*", "fused*", "adahessian"]))
+def test_a_snapshot_of_the_same_settings_comes_back_whole(name: str) -> None:
+    """Settings of this run replace the snapshot's; what an optimiser itself keeps beside them must not be lost."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    optimizers = [create_optimizer(model, OptimSettings(name=name), PositionSettings(), torch.device("cpu"))]
+    for _ in range(2):
+        model(torch.randn(5, 3, 4, 4)).square().sum().backward()
+        optimizers[0].step()
+    optimizers.append(create_optimizer(model, OptimSettings(name=name), PositionSettings(), torch.device("cpu")))
+    progress = Progress(4, 0, 8, 2, 1)
+    meters = torch.zeros(1)
+    states = [TrainState(progress, model, optimizer, None, None, meters) for optimizer in optimizers]
+    states[1].restore({**states[0].common_part(), "processes": [states[0].own_part()]}, 0, "here")
+    before, after = (
+        [{k: v for k, v in group.items() if k != "params"} for group in o.param_groups] for o in optimizers
+    )
+    assert before == after

@@ -1,10 +1,14 @@
 """A run that was killed or stopped goes on as if nothing had happened, to the bit, through the real launchers."""
 
+import errno
+import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +16,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from common.checkpoint import read_config
 from common.errors import UserError
-from tests.train.conftest import Launched, children, make_photographs, metrics, running
+from tests.train.conftest import ROOT, Launched, children, make_photographs, metrics, running
 from train.configure import load_settings
 from train.publish import publish_run
 from train.run_folder import RunFolder, run_to_resume
-from train.state import clean_snapshots, list_snapshots, read_newest
+from train.state import clean_snapshots, list_snapshots, newest_snapshot
 from train.stopping import Stop, StopListener
 
 UPDATES = 10
@@ -111,7 +116,7 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, launch: Launch,
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 130)])
-def test_a_signal_stops_after_the_update_and_the_run_continues(
+def test_a_signal_stops_with_a_snapshot_of_the_last_update(
     tmp_path: Path, launch: Launch, number: int, status: int
 ) -> None:
     stopped = launch(arguments(tmp_path, "stopped", "snapshots.every_updates=null", "updates=400"), wait=False)
@@ -190,15 +195,20 @@ def test_another_number_of_processes_is_said(
     assert metrics(tmp_path / "two", "train/loss").keys() == {1, 2, 3, 4, 5}
 
 
-def test_other_data_or_batches_are_refused(tmp_path: Path, train_here: Callable[..., Path]) -> None:
+def test_what_cannot_change_is_refused_by_name(tmp_path: Path, train_here: Callable[..., Path]) -> None:
     given = [*arguments(tmp_path, "run", "updates=2"), "data.workers=0"]
     train_here(*given)
     for change, name in (
         ("seed=1", "seed=0"),
         ("global_batch=4", "global_batch=8"),
         ("data.val_fraction=0.5", "images"),
+        ("optim.name=lamb", "optim.name=adamw, this run has lamb; the optimiser's state would be another"),
+        ("optim.decay_norm_bias=true", "optim.decay_norm_bias=False"),
+        ("dcls.interpolation=v0", "dcls="),
+        ("num_classes=4", "num_classes=3"),
+        ("updates=1", "has done 2 updates, and this run ends after 1. Give it more"),
     ):
-        with pytest.raises(UserError, match=name):
+        with pytest.raises(UserError, match=re.escape(name)):
             train_here(*given, change, "resume=auto")
     with pytest.raises(UserError, match="holds a run already"):
         train_here(*given)
@@ -246,12 +256,93 @@ def test_a_stopped_run_is_published_with_its_own_figures(
     """It had finished before, was given more updates, and was killed while it wrote a line of metrics."""
     given = [*arguments(tmp_path, "run"), "data.workers=0"]
     run = train_here(*given, "updates=2")
-    monkeypatch.setattr(StopListener, "agree", lambda *_: (Stop.SIGNAL, True))
+    after_updates = lambda _, *due: (Stop.SIGNAL if due else Stop.NO, bool(due))  # noqa: E731
+    monkeypatch.setattr(StopListener, "agree", after_updates)
     train_here(*given, "updates=6", "resume=auto")
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"update": 4, "train/lo')
     figures = read_config(publish_run(run, "stopped", tmp_path)).metrics
     assert figures["updates"] == 3 and figures["stopped_early"]
+
+
+def test_a_resumed_run_learns_as_its_own_settings_say(tmp_path: Path, train_here: Callable[..., Path]) -> None:
+    """Weight decay, the rate of positions, betas and eps; the snapshot's own come back where nothing changed."""
+    given = [*arguments(tmp_path, "run"), "data.workers=0", "snapshots.keep_last=9", "snapshots.every_updates=1"]
+
+    def settings(run: Path, update: int) -> dict[str, tuple[Any, ...]]:
+        place = run / "snapshots" / f"update_{update:08d}" / "state.pt"
+        groups = torch.load(place, weights_only=True)["optimizer"]["param_groups"]
+        return {g["kind"]: (g["weight_decay"], g["lr_scale"], tuple(g["betas"]), g["eps"]) for g in groups}
+
+    first = ["optim.weight_decay=0.1", "positions.lr_scale=3", "optim.args={betas: [0.7,0.9], eps: 1.0e-5}"]
+    run = train_here(*given, *first, "updates=1")
+    assert settings(run, 1)["decay"] == (0.1, 1.0, (0.7, 0.9), 1e-5)
+    assert settings(run, 1)["positions"] == (0.0, 3.0, (0.7, 0.9), 1e-5)
+    second = ["optim.weight_decay=0.2", "positions.lr_scale=2", "optim.args={betas: [0.8,0.95], eps: 1.0e-6}"]
+    train_here(*given, *second, "updates=2", "resume=auto")
+    assert settings(run, 2)["decay"] == (0.2, 1.0, (0.8, 0.95), 1e-6)
+    assert settings(run, 2)["positions"] == (0.0, 2.0, (0.8, 0.95), 1e-6)
+    config = yaml.safe_load((run / "config.yaml").read_text())  # what is published is what was run
+    assert config["optim"]["weight_decay"] == 0.2 and config["updates"] == 2
+
+
+def test_more_updates_than_a_run_is_to_have_are_one_line(tmp_path: Path, launch: Launch) -> None:
+    assert launch(arguments(tmp_path, "run", "updates=3")).returncode == 0
+    run = launch(arguments(tmp_path, "run", "updates=2", "resume=auto"))
+    assert run.returncode == 2 and "Traceback" not in run.output
+    assert run.output.count("error: ") == 1 and "Give it more (updates=N or epochs=N)" in run.output
+
+
+RANK_ONE_READS_OTHERWISE = """
+    import os, sys
+    sys.path.insert(0, {root!r})
+    from train import run_folder, session
+    read = session.read_snapshot
+    if os.environ["RANK"] == "1":
+        everything = run_folder.list_snapshots
+        run_folder.list_snapshots = lambda folder: everything(folder)[:-1]  # a listing that is not up to date
+        def stale(place):
+            content, record = read(place)
+            return content, record | {changed}
+        session.read_snapshot = stale
+    sys.exit(session.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("changed", [{}, {"sha256": "of another file"}])
+def test_all_ranks_read_the_snapshot_that_the_first_one_chose(
+    tmp_path: Path, launch: Launch, changed: dict[str, str]
+) -> None:
+    given = arguments(tmp_path, "run", "snapshots.every_updates=1")
+    assert launch([*given, "updates=2"], 2).returncode == 0
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(RANK_ONE_READS_OTHERWISE).format(root=str(ROOT), changed=changed))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(program)]
+    run = launch([*given, "updates=3", "resume=auto"], launcher=launcher)
+    if changed:
+        assert run.returncode != 0
+        assert "update_00000002 is not the same for all ranks" in run.output and "of another file" in run.output
+    else:
+        assert run.returncode == 0 and metrics(tmp_path / "run", "train/loss").keys() == {1, 2, 3}
+        assert "after update 2" in run.output
+
+
+@pytest.mark.parametrize("error", [RuntimeError("unexpected pos 64 vs 0"), OSError(errno.ENOSPC, "No space left")])
+def test_a_snapshot_that_cannot_be_written_says_what_is_kept(
+    tmp_path: Path, train_here: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    given = [*arguments(tmp_path, "run", "snapshots.every_updates=1"), "data.workers=0"]
+    train_here(*given, "updates=1")
+
+    def full(content: Any, place: Path) -> None:
+        place.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr("train.state.torch.save", full)
+    with pytest.raises(UserError, match=r"update_00000002 cannot be written .*update_00000001 is kept: make room"):
+        train_here(*given, "updates=2", "resume=auto")
+    assert [place.name for place in (tmp_path / "run" / "snapshots").iterdir()] == ["update_00000001"]
 
 
 def test_retention(tmp_path: Path) -> None:
@@ -260,15 +351,18 @@ def test_retention(tmp_path: Path) -> None:
     clean_snapshots(tmp_path, keep_last=2, keep_every=4)
     assert [int(p.name[7:]) for p in list_snapshots(tmp_path)] == [4, 8, 9, 10]
     with pytest.raises(UserError, match=r"no whole snapshot \(4 damaged\)"):
-        read_newest(tmp_path)
+        newest_snapshot(tmp_path)
 
 
 def test_auto_takes_the_newest_run_that_left_a_snapshot(tmp_path: Path) -> None:
     settings = load_settings(["recipe=demo", f"runs_dir={tmp_path}", "resume=auto"])
     assert run_to_resume(settings) is None
-    (tmp_path / "demo" / "20260101" / "snapshots" / "update_00000001").mkdir(parents=True)
+    snapshot = tmp_path / "demo" / "20260101" / "snapshots" / "update_00000001"
+    snapshot.mkdir(parents=True)
+    (snapshot / "state.pt").write_bytes(b"tensors")
+    (snapshot / "state.json").write_text(json.dumps({"sha256": hashlib.sha256(b"tensors").hexdigest()}))
     (tmp_path / "demo" / "20260102").mkdir()
-    assert run_to_resume(settings) == (RunFolder(tmp_path / "demo" / "20260101"), None)
+    assert run_to_resume(settings) == (RunFolder(tmp_path / "demo" / "20260101"), snapshot)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_snapshot(
