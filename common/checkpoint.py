@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from common.atomic import atomic_folder
+from common.dcls_spec import DclsSpec
 from common.errors import UserError
 from common.model_card import model_card
-from common.surgery import DclsSpec
 from common.transform import ModelTransform
 from common.weights import distinct_state, load_state, read_weights, sha256
 from common.zoo import create_model
@@ -180,7 +180,9 @@ def load_checkpoint(folder: Path | str) -> tuple[nn.Module, CheckpointConfig]:
             f"{path} has changed since it was published: its SHA-256 is {found[:16]}..., config.json says "
             f"{config.weights_sha256[:16]}... Get the folder again from where it was published."
         )
-    model = create_model(config.model, config.num_classes, dcls=config.dcls, **config.model_args)
+    # Fresh, as all values come from the file.
+    spec = config.dcls and dataclasses.replace(config.dcls, init="fresh")
+    model = create_model(config.model, config.num_classes, dcls=spec, **config.model_args)
     load_state(model, read_weights(path), str(path))
     return model.eval(), config
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Never
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 INTERPOLATIONS = ("v0", "v1", "max", "gauss")
 _NORMALISATION_EPS = 1e-7
 _CACHED_VALUES = 2**17  # of images whose depthwise weight gradient is computed together on a CPU
-_MIN_SIGMA = {"max": 1.0, "gauss": 0.27}  # added to |SIG|: the narrowest bump, in pixels
+MIN_SIGMA = {"max": 1.0, "gauss": 0.27}  # added to |SIG|: the narrowest bump, in pixels
 # The package starts `max` at SIG = 0, where d|SIG|/dSIG = 0, and so never learns it.
 _INITIAL_SIG = {"max": 0.01, "gauss": 0.23}
 
@@ -50,7 +51,7 @@ def _bump(position: Tensor, sigma: Tensor | None, size: int, interpolation: str)
     if interpolation == "v1":
         return (1 - (pixel - centre).abs()).relu()
     assert sigma is not None
-    width = (sigma.abs() + _MIN_SIGMA[interpolation]).unsqueeze(-1)
+    width = (sigma.abs() + MIN_SIGMA[interpolation]).unsqueeze(-1)
     if interpolation == "max":
         return (width - (pixel - centre).abs()).relu()
     return torch.exp(-0.5 * ((pixel - centre) / width).square())
@@ -75,7 +76,7 @@ def _bump_gradient(
     if interpolation == "max":
         inside = torch.where(bump > 0, upstream, 0)
         return (inside * offset.sign()).sum(-1), inside.sum(-1) * sigma.sign()
-    width = sigma.abs() + _MIN_SIGMA[interpolation]
+    width = sigma.abs() + MIN_SIGMA[interpolation]
     by_offset = upstream * bump * offset
     to_sigma = (by_offset * offset).sum(-1) / width**3 * sigma.sign()
     return by_offset.sum(-1) / width**2, to_sigma
@@ -356,6 +357,84 @@ def _depthwise_weight_gradient(x: Tensor, upstream: Tensor, padding: tuple[int, 
     return total
 
 
+Sides = tuple[tuple[int, int], tuple[int, int]]
+"""Rows above and below, and columns to the left and right, that padding adds to a map."""
+
+
+@dataclass(frozen=True)
+class SamePadding:
+    """Padding `SAME` of TensorFlow, kept where a kernel of another size takes a convolution's place.
+
+    A map of n rows gets ceil(n / stride) rows, columns alike (tensorflow.org/api_docs/python/tf/nn, "Notes on
+    padding"). The windows of the new kernel have their centres, pixel K // 2 on an axis of K, where those of the
+    convolution had them.
+    """
+
+    kernel_size: tuple[int, int]
+    """Rows and columns that the convolution's kernel covers, the gaps of a dilated one included."""
+
+    def sides(self, size: tuple[int, int], stride: tuple[int, int], kernel_size: tuple[int, int]) -> Sides:
+        """Padding of a map of `size` for the new kernel; a negative number cuts off."""
+        rows, columns = map(_same_side, self.kernel_size, size, stride, kernel_size)
+        return rows, columns
+
+
+def _same_side(covered: int, size: int, stride: int, kernel_size: int) -> tuple[int, int]:
+    """One axis of `SamePadding.sides`."""
+    last = (-(-size // stride) - 1) * stride  # where the last window starts, counted from the first
+    before = max(last + covered - size, 0) // 2 + kernel_size // 2 - covered // 2
+    return before, last + kernel_size - size - before
+
+
+def padding_sides(
+    padding: int | tuple[int, ...] | Sides | str, stride: tuple[int, ...], kernel_size: tuple[int, int]
+) -> Sides:
+    """What `padding` of a convolution means: numbers, `same` or `valid`.
+
+    Raises:
+        ValueError: another word, a number below 0, or `same` with a stride.
+    """
+    if padding == "same":
+        if stride != (1, 1):
+            raise ValueError("padding='same' is not supported for strided convolutions")
+        rows, columns = (((size - 1) // 2, size // 2) for size in kernel_size)
+        return rows, columns
+    if isinstance(padding, str) and padding != "valid":
+        raise ValueError(f"padding {padding!r} is unknown; take 'same', 'valid' or numbers")
+    rows, columns = map(_pair, _pair(0 if isinstance(padding, str) else padding))
+    if min(*rows, *columns) < 0:
+        raise ValueError(f"padding is {padding}; it must be at least 0")
+    return rows, columns
+
+
+def _padded(x: Tensor, sides: Sides, mode: str) -> tuple[Tensor, tuple[int, int]]:
+    """A map with all its padding but the zeros that the convolution itself adds, and these, alike on both sides."""
+    (top, bottom), (left, right) = sides
+    rows, columns = (max(min(top, bottom), 0), max(min(left, right), 0)) if mode == "zeros" else (0, 0)
+    rest = (left - columns, right - columns, top - rows, bottom - rows)
+    if any(rest):
+        x = F.pad(x, rest, mode="constant" if mode == "zeros" else mode)
+    return x, (rows, columns)
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution padded by `SamePadding`, which depends on the map's size: what a DCLS layer with it folds to."""
+
+    def __init__(self, *args: Any, same: SamePadding, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.same = same
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (B, Cin, H, W)."""
+        stride, kernel_size = (self.stride[0], self.stride[1]), (self.kernel_size[0], self.kernel_size[1])
+        x, padding = _padded(x, self.same.sides((x.shape[-2], x.shape[-1]), stride, kernel_size), self.padding_mode)
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, 1, self.groups)
+
+    def extra_repr(self) -> str:
+        """As of `torch.nn.Conv2d`, and the padding."""
+        return f"{super().extra_repr()}, same={self.same}"
+
+
 class DclsConv2d(_DclsNd):
     """2-D convolution whose k kernel elements have learnable positions; takes the place of `torch.nn.Conv2d`.
 
@@ -368,7 +447,8 @@ class DclsConv2d(_DclsNd):
         out_channels: Cout.
         kernel_count: k, the number of elements.
         stride: as in `torch.nn.Conv2d`.
-        padding: as in `torch.nn.Conv2d`; `dilated_kernel_size // 2` keeps the size of the map.
+        padding: as in `torch.nn.Conv2d`, `same` and `valid` included; `dilated_kernel_size // 2` keeps the size of
+            the map. Also ((above, below), (left, right)), or a `SamePadding`.
         dilated_kernel_size: rows and columns of the plane in which the elements move.
         groups: as in `torch.nn.Conv2d`.
         bias: as in `torch.nn.Conv2d`.
@@ -380,9 +460,13 @@ class DclsConv2d(_DclsNd):
     The attribute `depthwise` computes a depthwise layer; `common.surgery.set_depthwise` gives it another function.
 
     Raises:
-        ValueError: unknown interpolation or padding mode, or channels that groups do not divide.
+        ValueError: unknown interpolation, padding or padding mode, a number below its range, or channels that groups
+            do not divide.
+        TypeError: `version`, the package's word for `interpolation`.
     """
 
+    padding: tuple[int, int] | Sides | SamePadding
+    """Rows and columns on either side; by side where they differ."""
     depthwise = staticmethod(depthwise_conv2d)
 
     def __init__(
@@ -391,21 +475,39 @@ class DclsConv2d(_DclsNd):
         out_channels: int,
         kernel_count: int,
         stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
+        padding: int | tuple[int, int] | Sides | str | SamePadding = 0,
         dilated_kernel_size: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
         interpolation: str = "gauss",
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            hint = "; `version` of the dcls package is called interpolation here" if "version" in unknown else ""
+            raise TypeError(f"DclsConv2d has no argument {', '.join(unknown)}{hint}")
         if interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation {interpolation!r} is unknown; take one of {', '.join(INTERPOLATIONS)}")
+        numbers = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "kernel_count": kernel_count,
+            "stride": stride,
+            "dilated_kernel_size": dilated_kernel_size,
+            "groups": groups,
+        }
+        for name, number in numbers.items():
+            if min(_pair(number)) < 1:
+                raise ValueError(f"{name} is {number}; it must be at least 1")
+        if not isinstance(padding, SamePadding):
+            (top, bottom), (left, right) = sides = padding_sides(padding, _pair(stride), _pair(dilated_kernel_size))
+            padding = (top, left) if top == bottom and left == right else sides
         super().__init__(
             in_channels,
             out_channels,
             kernel_count,
             _pair(stride),
-            _pair(padding),
+            _pair(0),  # padding, below
             _pair(dilated_kernel_size),
             False,  # transposed
             _pair(0),  # output_padding
@@ -414,6 +516,7 @@ class DclsConv2d(_DclsNd):
             padding_mode,
             interpolation,
         )
+        self.padding = padding
 
     @property
     def interpolation(self) -> str:
@@ -441,25 +544,42 @@ class DclsConv2d(_DclsNd):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, Cin, H, W) with the kernel that the present positions make."""
         kernel = self.kernel().to(self.weight.dtype)
-        if x.ndim == 4 and self.stride == (1, 1) and self.padding_mode == "zeros" and self._is_depthwise():
-            return self.depthwise(x, kernel, self.bias, self.padding)
-        if self.padding_mode == "zeros":
-            return F.conv2d(x, kernel, self.bias, self.stride, self.padding, 1, self.groups)
-        x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        return F.conv2d(x, kernel, self.bias, self.stride, 0, 1, self.groups)
+        x, padding = _padded(x, self._sides(x), self.padding_mode)
+        if x.ndim == 4 and self.stride == (1, 1) and self._is_depthwise():
+            return self.depthwise(x, kernel, self.bias, padding)
+        return F.conv2d(x, kernel, self.bias, self.stride, padding, 1, self.groups)
+
+    def _sides(self, x: Tensor) -> Sides:
+        """The padding of a map (..., H, W)."""
+        if isinstance(self.padding, SamePadding):
+            return self.padding.sides((x.shape[-2], x.shape[-1]), self.stride, self.dilated_kernel_size)
+        rows, columns = map(_pair, self.padding)
+        return rows, columns
 
     def _is_depthwise(self) -> bool:
         return self.groups == self.in_channels == self.out_channels
 
     @torch.no_grad()
     def fold(self) -> nn.Conv2d:
-        """The `torch.nn.Conv2d` that computes the same function, on the same device and in the same type."""
-        conv = nn.Conv2d(
+        """The plain convolution that computes the same function, on the same device and in the same type.
+
+        A `torch.nn.Conv2d`, or a `SameConv2d` for a `SamePadding`.
+        """
+        kernel, padding = self.kernel(), (0, 0)
+        build: Callable[..., nn.Conv2d] = nn.Conv2d
+        if isinstance(self.padding, SamePadding):
+            build = functools.partial(SameConv2d, same=self.padding)
+        else:
+            # A plain convolution pads both sides alike: what it pads too much, zeros in its kernel take back.
+            (top, bottom), (left, right) = map(_pair, self.padding)
+            padding = (max(top, bottom), max(left, right))
+            kernel = F.pad(kernel, (padding[1] - left, padding[1] - right, padding[0] - top, padding[0] - bottom))
+        conv = build(
             self.in_channels,
             self.out_channels,
-            self.dilated_kernel_size,
+            kernel.shape[2:],
             self.stride,
-            self.padding,
+            padding,
             1,
             self.groups,
             self.bias is not None,
@@ -467,7 +587,7 @@ class DclsConv2d(_DclsNd):
             self.weight.device,
             self.weight.dtype,
         )
-        conv.weight.copy_(self.kernel())
+        conv.weight.copy_(kernel)
         if self.bias is not None:
             assert conv.bias is not None
             conv.bias.copy_(self.bias)

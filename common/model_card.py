@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from common.dcls_spec import SELECTION_RULES
+
 _LABELS = {
     "top1": "top-1 (%)",
     "top5": "top-5 (%)",
@@ -37,9 +39,13 @@ def model_card(name: str, config: dict[str, Any], pictures: list[str]) -> str:
     }
     kind = "plain convolutions"
     if dcls:
+        rules = [dcls["rule"]] if isinstance(dcls["rule"], str) else dcls["rule"]
+        which = ", ".join(rule.replace("_", " ") if rule in SELECTION_RULES else f"`{rule}`" for rule in rules)
+        start = ", started at the function of the plain ones" if dcls.get("init") == "preserve" else ""
         kind = (
-            f"DCLS in place of its {dcls['rule'].replace('_', ' ')} convolutions ({dcls['kernel_count']} elements in "
-            f"{dcls['dilated_kernel_size']}x{dcls['dilated_kernel_size']}, interpolation {dcls['interpolation']})"
+            f"DCLS in place of its {which} convolutions ({dcls['kernel_count']} elements in "
+            f"{dcls['dilated_kernel_size']}x{dcls['dilated_kernel_size']}, interpolation {dcls['interpolation']}"
+            f"{start})"
         )
     transform = config["transform"]
     lines = [

@@ -16,10 +16,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from common.checkpoint import load_checkpoint
 from common.download import cache_folder, download
 from common.errors import UserError
-from common.weights import read_weights
-from common.zoo import ZOO, ZooModel
+from common.weights import load_state, read_weights
+from common.zoo import ZOO, ZooModel, lookup
 
 RENAMED_FAMILIES = ("convnext", "metaformer", "fastvit")
 """Modules of timm whose parameters bear other names than in the original repositories."""
@@ -53,9 +54,36 @@ def published_state(path: Path, entry: ZooModel, model: nn.Module) -> dict[str, 
         UserError: the file cannot be read, or obviously holds another kind of model.
     """
     state = _read(path, entry.published.key if entry.published else None)
+    _check_kind(state, entry, path)
+    return _our_names(state, entry, model)
+
+
+def load_plain(model: nn.Module, name: str, source: Path) -> None:
+    """Load a named model's weights before its surgery.
+
+    Args:
+        model: as `common.zoo.create_plain` made it; receives the values in place.
+        name: its name.
+        source: a checkpoint folder or a weight file of a plain model, under our names or the original ones.
+
+    Raises:
+        UserError: it cannot be read, is of a DCLS model, or does not fit.
+    """
+    if source.is_dir():
+        state = load_checkpoint(source)[0].state_dict()
+    else:
+        state = _our_names(_read(source, None), lookup(name), model)
+    if any(key.endswith(".P") for key in state):
+        raise UserError(
+            f"{source} holds a DCLS model; give the weights of a plain one, as its surgery comes after them"
+        )
+    load_state(model, state, str(source))
+
+
+def _our_names(state: dict[str, Tensor], entry: ZooModel, model: nn.Module) -> dict[str, Tensor]:
+    """A file's state dict under our names, in our shapes and axes."""
     # dcls 0.0.1 also stored the index tensors of its kernel construction: DCK.I, DCK.J, DCK.lim.
     state = {name: tensor for name, tensor in state.items() if ".DCK." not in f".{name}"}
-    _check_kind(state, entry, path)
     state = _timm_names(state, entry.architecture)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name, tensor in state.items():

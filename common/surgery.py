@@ -3,121 +3,141 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from common.dcls import INTERPOLATIONS, DclsConv2d, depthwise_conv2d, plain_depthwise_conv2d, row_axis
+from common.dcls import (
+    DclsConv2d,
+    SamePadding,
+    Sides,
+    depthwise_conv2d,
+    padding_sides,
+    plain_depthwise_conv2d,
+    row_axis,
+)
+from common.dcls_spec import WEIGHT_INITS, DclsSpec, Select, selected_convs
+from common.preserve import covered, in_plane, preserve
 
 DEPTHWISE_WAYS = ("auto", "conv2d", "triton")
 
 
-def _is_depthwise(conv: nn.Conv2d) -> bool:
-    return conv.groups == conv.in_channels == conv.out_channels > 1 and conv.kernel_size != (1, 1)
+class Replaced(list[str]):
+    """Names of the layers that surgery replaced, in order."""
+
+    errors: dict[str, float]
+    """With `init="preserve"`, by name: how far a layer's kernels are from the convolution's, in their norm."""
+
+    def __init__(self, names: Sequence[str], errors: dict[str, float]) -> None:
+        super().__init__(names)
+        self.errors = errors
+
+    @property
+    def summary(self) -> str:
+        """One line: how many layers, and how far their kernels have moved."""
+        if not self.errors:
+            return f"{len(self)} convolutions replaced by fresh DCLS layers"
+        errors = sorted(self.errors.values())
+        worst = max(self.errors, key=self.errors.__getitem__)
+        return (
+            f"{len(self)} convolutions became DCLS layers of their function; kernels changed by "
+            f"{errors[len(errors) // 2]:.1e} of their norm (median), {errors[-1]:.1e} at most ({worst or 'the model'})"
+        )
 
 
-SELECTION_RULES: dict[str, Callable[[nn.Conv2d], bool]] = {
-    "depthwise": _is_depthwise,
-    "depthwise_7x7": lambda conv: _is_depthwise(conv) and conv.kernel_size == (7, 7),
-    "3x3": lambda conv: conv.kernel_size == (3, 3),
-}
-"""Which convolutions the study replaces: `depthwise` in ConvNeXt and MetaFormer, `depthwise_7x7` in FastViT
-(its 3x3 RepMixer and its strided large kernels stay), `3x3` in ResNet."""
+def replace_convs(model: nn.Module, spec: DclsSpec, select: Select | None = None) -> Replaced:
+    """Turn, in place, the convolutions that `spec.rule` selects into DCLS layers: all of them, or none in an error.
 
-WEIGHT_INITS: dict[str, Callable[[Tensor], object]] = {
-    "normal": lambda weight: nn.init.normal_(weight, std=0.02),
-    "trunc_normal": lambda weight: nn.init.trunc_normal_(weight, std=0.02),
-    "kaiming": lambda weight: None,  # what the layer was made with
-}
+    Stride, groups and the presence of a bias are kept. The padding, zeros or TensorFlow's `SAME` (timm's
+    `Conv2dSame`), grows with the kernel, so that the map keeps its size and the kernel's centre its place. A stage is
+    a run of replaced layers, in the order of `named_modules`, whose positions have one shape: this gives the stages
+    of all eight models of the study.
 
+    Args:
+        model: a module with convolutions, or one `torch.nn.Conv2d` by itself (its name is the empty string).
+        spec: the surgery.
+        select: takes a convolution's name and the convolution, and says whether to replace it; instead of
+            `spec.rule`. A checkpoint keeps such a choice as names: `dataclasses.replace(spec, rule=tuple(names))`.
 
-@dataclass(frozen=True)
-class DclsSpec:
-    """How a model's convolutions become DCLS layers."""
+    Returns:
+        The names of the replaced layers, in order, and how far kernels have moved where they were to be preserved.
 
-    interpolation: str
-    """`v0`, `v1`, `max` or `gauss`."""
-    dilated_kernel_size: int
-    """Side of the dense kernel in pixels."""
-    kernel_count: int
-    """Elements a kernel has."""
-    rule: str = "depthwise"
-    """Which convolutions: a key of `SELECTION_RULES`."""
-    share_positions: bool = True
-    """One P (and SIG) for all layers of a stage."""
-    weight_init: str = "normal"
-    """A key of `WEIGHT_INITS`."""
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("interpolation", self.interpolation, INTERPOLATIONS),
-            ("rule", self.rule, tuple(SELECTION_RULES)),
-            ("weight_init", self.weight_init, tuple(WEIGHT_INITS)),
-        ):
-            if value not in known:
-                raise ValueError(f"DclsSpec.{name} is {value!r}; take one of {', '.join(known)}")
-        for name, number in (
-            ("dilated_kernel_size", self.dilated_kernel_size),
-            ("kernel_count", self.kernel_count),
-        ):
-            if number < 1:
-                raise ValueError(f"DclsSpec.{name} is {number}; it must be at least 1")
+    Raises:
+        ValueError: nothing is selected; a layer is a kind of convolution of its own, whose weights or padding a DCLS
+            layer would lose; its kernel or padding does not fit the dilated kernel size.
+    """
+    convs = selected_convs(model, spec, select)
+    layers = {name: _layer(name, conv, spec) for name, conv in convs.items()}
+    shapes = [(layer.P.shape if spec.share_positions else name) for name, layer in layers.items()]
+    stages = [[name for name, _ in run] for _, run in itertools.groupby(zip(layers, shapes), lambda pair: pair[1])]
+    errors: dict[str, float] = {}
+    for head, *others in stages:
+        for name in others:
+            layers[name].P, layers[name].SIG = layers[head].P, layers[head].SIG
+        if spec.init == "preserve":
+            stage = [head, *others]
+            errors |= zip(stage, preserve([layers[name] for name in stage], [convs[name] for name in stage]))
+    for name, conv in convs.items():
+        _become(conv, layers[name])
+    return Replaced(list(convs), errors)
 
 
-def _replacement(conv: nn.Conv2d, spec: DclsSpec) -> DclsConv2d:
-    assert not isinstance(conv.padding, str)
-    # The padding grows with the kernel, so that the map keeps its size and its alignment.
-    padding = tuple(p + spec.dilated_kernel_size // 2 - k // 2 for p, k in zip(conv.padding, conv.kernel_size))
-    layer = DclsConv2d(
-        conv.in_channels,
-        conv.out_channels,
-        spec.kernel_count,
-        (conv.stride[0], conv.stride[1]),
-        (padding[0], padding[1]),
-        spec.dilated_kernel_size,
-        conv.groups,
-        conv.bias is not None,
-        conv.padding_mode,
-        spec.interpolation,
-    )
+def _layer(name: str, conv: nn.Conv2d, spec: DclsSpec) -> DclsConv2d:
+    """A fresh DCLS layer for the place of a convolution.
+
+    Raises:
+        ValueError: it would not do what the convolution does.
+    """
+    own = [n for n, _ in itertools.chain(conv.named_parameters(), conv.named_buffers()) if n not in ("weight", "bias")]
+    if type(conv) not in (nn.Conv2d, Conv2dSame) or own:
+        kind = f"a {type(conv).__name__}" + (f" with {', '.join(own)}" if own else "")
+        raise ValueError(
+            f"{name or 'the model'} is {kind}: what it does beyond torch.nn.Conv2d would be lost. Leave it out (a list "
+            "of names as DclsSpec.rule, or select=), or put a torch.nn.Conv2d of the same function there first"
+        )
+    try:
+        if spec.init == "preserve":
+            in_plane(torch.ones(conv.kernel_size), conv, (spec.dilated_kernel_size, spec.dilated_kernel_size))
+        layer = DclsConv2d(
+            conv.in_channels,
+            conv.out_channels,
+            spec.kernel_count,
+            (conv.stride[0], conv.stride[1]),
+            _padding(conv, spec.dilated_kernel_size),
+            spec.dilated_kernel_size,
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            spec.interpolation,
+        )
+    except ValueError as error:
+        raise ValueError(f"{name or 'the model'}: {error}; take a larger dilated_kernel_size") from error
     WEIGHT_INITS[spec.weight_init](layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer.to(conv.weight.device, conv.weight.dtype).train(conv.training)
 
 
-def replace_convs(model: nn.Module, spec: DclsSpec) -> list[str]:
-    """Replace, in place, the convolutions that `spec.rule` selects by freshly initialised DCLS layers.
+def _padding(conv: nn.Conv2d, size: int) -> Sides | SamePadding:
+    """The padding that a kernel of `size` needs for windows with the centres of the convolution's, as many of them."""
+    reach = covered(conv)
+    if isinstance(conv, Conv2dSame):
+        return SamePadding(reach)
+    rows, columns = (
+        (before + size // 2 - c // 2, after + (size - size // 2) - (c - c // 2))
+        for (before, after), c in zip(padding_sides(conv.padding, conv.stride, reach), reach)
+    )
+    return rows, columns
 
-    Stride, groups and the presence of a bias are kept. A stage is a run of replaced layers, in the order of
-    `named_modules`, whose positions have one shape: this gives the stages of all eight models of the study.
 
-    Returns:
-        The names of the replaced layers, in order.
-
-    Raises:
-        ValueError: the rule selects nothing in this model, or a layer is dilated already.
-    """
-    selected = SELECTION_RULES[spec.rule]
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and selected(m)]
-    if not names:
-        raise ValueError(f"rule {spec.rule!r} selects no convolution of {type(model).__name__}")
-    stage_head: DclsConv2d | None = None
-    for name in names:
-        conv = model.get_submodule(name)
-        assert isinstance(conv, nn.Conv2d)
-        if conv.dilation != (1, 1) or isinstance(conv.padding, str):
-            raise ValueError(f"{name}: dilation {conv.dilation}, padding {conv.padding!r} cannot be replaced by DCLS")
-        layer = _replacement(conv, spec)
-        if spec.share_positions:
-            if stage_head is not None and stage_head.P.shape == layer.P.shape:
-                layer.P, layer.SIG = stage_head.P, stage_head.SIG
-            else:
-                stage_head = layer
-        model.set_submodule(name, layer)
-    return names
+def _become(module: nn.Module, other: nn.Module) -> None:
+    """Turn a module into another in place, as torch's lazy modules do, for all who hold it; so the root can, too."""
+    module.__class__ = other.__class__
+    module.__dict__ = other.__dict__
 
 
 def set_depthwise(model: nn.Module, way: str) -> None:
@@ -143,10 +163,10 @@ def set_depthwise(model: nn.Module, way: str) -> None:
 
 
 def fold_dcls(model: nn.Module) -> nn.Module:
-    """Replace, in place, every DCLS layer by the plain convolution of the same function; returns the model."""
-    for name, layer in list(model.named_modules()):
+    """Turn, in place, every DCLS layer into the plain convolution of the same function; returns the model."""
+    for layer in list(model.modules()):
         if isinstance(layer, DclsConv2d):
-            model.set_submodule(name, layer.fold())
+            _become(layer, layer.fold())
     return model
 
 

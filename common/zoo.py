@@ -13,9 +13,10 @@ import timm
 import timm.data
 from torch import nn
 
+from common.dcls_spec import DclsSpec
 from common.demo_net import DemoNet
 from common.errors import UserError, did_you_mean
-from common.surgery import DclsSpec, replace_convs
+from common.surgery import Replaced, replace_convs
 from common.transform import ModelTransform
 
 ZENODO = "https://zenodo.org/records"
@@ -190,7 +191,8 @@ def create_model(
         name: a name of `ZOO` or `timm:ARCHITECTURE[.TAG]`.
         num_classes: outputs; the zoo's number by default.
         dcls: surgery to apply instead of the zoo's.
-        pretrained: load the plain model's weights from the hub by the explicit tag, before any surgery.
+        pretrained: load the plain model's weights from the hub by the explicit tag, before any surgery; those of
+            replaced layers are kept with `init="preserve"` only.
         model_args: passed to the timm architecture, such as `drop_path_rate`.
 
     Returns:
@@ -198,13 +200,39 @@ def create_model(
         `forward_head` of that -> logits (B, num_classes).
 
     Raises:
-        UserError: unknown name, arguments the architecture does not take, weights that cannot be fetched.
+        UserError: unknown name, arguments the architecture does not take, weights that cannot be fetched, surgery
+            that cannot be done.
     """
+    model = create_plain(name, num_classes, pretrained=pretrained, **model_args)
+    spec = dcls or lookup(name).dcls
+    if spec is not None:
+        operate(model, spec, name)
+    return model
+
+
+def operate(model: nn.Module, spec: DclsSpec, name: str) -> Replaced:
+    """`replace_convs` of a named model.
+
+    Raises:
+        UserError: the surgery cannot be done.
+    """
+    try:
+        return replace_convs(model, spec)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def create_plain(
+    name: str, num_classes: int | None = None, *, pretrained: bool = False, **model_args: Any
+) -> nn.Module:
+    """A named model before any surgery; see `create_model`."""
     entry = lookup(name)
     classes = entry.num_classes if num_classes is None else num_classes
     if entry.architecture == "demo_net" and pretrained:
         raise UserError(f"{name} has no weights on the hub; its checkpoint is checkpoints/{name}")
-    weights = f"{entry.architecture}.{entry.tags[0]}" if pretrained and entry.tags else entry.architecture
+    # A DCLS twin starts from the weights of its plain model.
+    tags = entry.tags or next((plain.tags for plain in _PLAIN if plain.architecture == entry.architecture), ())
+    weights = f"{entry.architecture}.{tags[0]}" if pretrained and tags else entry.architecture
     try:
         if entry.architecture == "demo_net":
             model: nn.Module = DemoNet(num_classes=classes, **model_args)
@@ -217,11 +245,8 @@ def create_model(
             raise
         raise UserError(
             f"{name}: the weights {weights} could not be fetched ({type(error).__name__}: {error}). Without a "
-            f"connection, give a local file: --ckpt FILE --model {name}"
+            f"connection, give a local file: --ckpt FILE --model {name}, or init_from=FILE to train from it"
         ) from error
-    spec = dcls or entry.dcls
-    if spec is not None:
-        replace_convs(model, spec)
     return model
 
 

@@ -24,7 +24,7 @@ from evaluate.options import add_compile_option, add_layer_option, add_model_opt
 from evaluate.processes import Processes, default_workers, start_processes
 from evaluate.protocols import PROTOCOLS
 from evaluate.report import measure_table, write_report
-from evaluate.results import COLUMNS
+from evaluate.results import COLUMNS, common_notes
 from evaluate.runner import OTHER_HUMAN, RunOptions
 from evaluate.scores import comparison_table, make_scores, plain_table, score_table, write_scores, write_tensorboard
 from evaluate.study import STUDIES, study_pairs, study_plan, study_requests
@@ -197,7 +197,6 @@ def _finish(
     }
     run["layer"] = args.layer or "the last feature map (class-token transformers: the last block's first norm)"
     run["target"] = args.target
-    run["explainer_notes"] = options.notes
     scores = make_scores(result.groups, result.checkpoints, run, result.data.ceiling, args.seed)
     comparisons = _compare(pairs, result, scores, args.seed)
     write_scores(args.out, scores, comparisons)
@@ -223,8 +222,8 @@ def _compare(
 ) -> list[dict[str, Any]]:
     comparisons = compare_pairs(result.groups, pairs, result.data.ceiling, seed)
     seeds = group_seeds(scores)
-    notes = scores[0]["explainer_notes"]
-    return [
-        {**item, "verdict": verdict(item, seeds), "explainer_note": notes.get(item["explainer"])}
-        for item in comparisons
-    ]
+    notes = {name: about["explainer_notes"] for name, about in result.checkpoints.items()}
+    for item in comparisons:
+        pair = common_notes({name: notes[name] for name in (item["first"], item["second"])})
+        item |= {"verdict": verdict(item, seeds), "explainer_note": pair.get(item["explainer"])}
+    return comparisons

@@ -20,7 +20,7 @@ from evaluate.data import EvalData, choose_indices, load_batches
 from evaluate.explainers import parse_method
 from evaluate.metrics import parse_measure
 from evaluate.processes import Processes
-from evaluate.results import PartStore, merge_parts, schema_with, summed
+from evaluate.results import PartStore, common_notes, merge_parts, schema_with, summed
 from evaluate.runner import OTHER_HUMAN, Measured, RunOptions, bf16_deviation, measure
 from evaluate.statistics import Group, GroupKey, collect
 from evaluate.subjects import Subject, label_of, load_subject
@@ -130,6 +130,7 @@ def evaluate_requests(
                 "seconds": seconds,
                 "images_per_second": len(indices) / max(seconds, 1e-9),
                 "explainer_seconds": store.explainer_seconds(len(chunks)),
+                "explainer_notes": store.notes(len(chunks)),
                 "batch_size": options.batch_size,
                 "threads": torch.get_num_threads(),
             }
@@ -137,7 +138,8 @@ def evaluate_requests(
                 checkpoints[subject.name]["bf16_deviation"] = _report_bf16(subject, data, indices, options)
     groups: dict[GroupKey, Group] = {}
     if processes.is_main:
-        merge_parts(out / "per_image.parquet", stores, len(chunks), options.notes)
+        notes = common_notes({name: about["explainer_notes"] for name, about in checkpoints.items()})
+        merge_parts(out / "per_image.parquet", stores, len(chunks), notes)
         for store in stores:
             groups |= collect(store.tables(len(chunks)), options.measures)
         if not groups:
@@ -183,8 +185,9 @@ def _measure_chunks(
                 batches = [batch for part, _ in found for batch in part]
                 rows = sorted((row for batch in batches for row in batch.rows), key=lambda row: order[row["index"]])
                 explainers = summed(batch.seconds for batch in batches)
+                notes = {name: note for batch in batches for name, note in batch.notes.items()}
                 left_out = [text for _, bad in found for text in bad]
-                store.write(number, rows, time.perf_counter() - start, explainers, left_out)
+                store.write(number, rows, time.perf_counter() - start, explainers, notes, left_out)
         bar.n = total
         bar.refresh()
     if not processes.is_main:

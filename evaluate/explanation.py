@@ -37,7 +37,9 @@ class Maps(dict[str, Tensor]):
         self.degenerate: dict[str, Tensor] = {}
         """(B,) bool by method: the map is constant, or was not finite (then it is all 0)."""
         self.explainers: dict[str, Explainer] = {}
-        """What is known of each method, such as `note` and `verified`."""
+        """What is known of each method, such as `verified`."""
+        self.notes: dict[str, str] = {}
+        """By method, what a reader of its maps must know: its own note, and what it found in this network."""
         self.shared_seconds = 0.0
         """Wall time of the pass that all methods at the layer share: features, gradients, logits."""
         self.seconds: dict[str, float] = {}
@@ -109,8 +111,11 @@ def explain(
         maps.shared_seconds = end - start
         for label, (explainer, parameters) in chosen.items():
             given = {**explainer.raw, **parameters} if form == "raw" else parameters
+            query.notes = [explainer.note] if explainer.note else []
             found, degenerate = _flag(explainer(query, **given).detach().float())
             maps.explainers[label], maps.degenerate[label] = explainer, degenerate
+            if query.notes:
+                maps.notes[label] = "; ".join(query.notes)
             maps[label] = _resize(_form(found, form), size, images)
             start, end = end, _now(images.device)
             maps.seconds[label] = end - start

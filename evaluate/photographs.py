@@ -104,9 +104,8 @@ def main(argv: Sequence[str]) -> int:
     write_text(args.out / "explained.json", json.dumps(told, indent=2) + "\n")
     with atomic_file(args.out / "contact_sheet.png") as temporary:
         contact_sheet(rows).save(temporary, "PNG")
-    for name, explainer in maps.explainers.items():
-        if explainer.note:
-            print(f"{name}: {explainer.note}")
+    for name, note in maps.notes.items():
+        print(f"{name}: {note}")
     print(f"maps (.npy), overlays (.png), explained.json and contact_sheet.png in {args.out}")
     return 0
 
@@ -120,7 +119,7 @@ def _write_maps(out: Path, stem: str, pixels: Tensor, maps: Maps, number: int) -
     entries: list[dict[str, Any]] = []
     for name, values in maps.items():
         file, saliency = f"{stem}-{name.replace(':', '-').replace('=', '')}", values[number].cpu()
-        constant, note = bool(maps.degenerate[name][number]), maps.explainers[name].note
+        constant, note = bool(maps.degenerate[name][number]), maps.notes.get(name, "")
         with atomic_file(out / f"{file}.npy") as temporary, temporary.open("wb") as handle:
             np.save(handle, saliency.numpy())
         picture, about = overlay(pixels, saliency), PngInfo()

@@ -15,6 +15,7 @@ from evaluate.comparison import group_seeds, protocol_effect
 from evaluate.figures import Chart
 from evaluate.gallery import GalleryColumn, GalleryItem
 from evaluate.overlays import data_uri
+from evaluate.results import common_notes
 from evaluate.scores import SECONDS_FORM, SECONDS_HEADING, comparison_cells, figure, filled, score_cells
 from evaluate.statistics import Group, GroupKey
 
@@ -241,7 +242,7 @@ def _picture(image: Image.Image, caption: str, explainer: str = "") -> str:
 
 def _provenance(scores: Sequence[dict[str, Any]]) -> dict[str, str]:
     item = scores[0]
-    data = item["data"]
+    data, notes = item["data"], common_notes({s["checkpoint"]: s.get("explainer_notes", {}) for s in scores})
     alignment = {
         "protocol paper": "the human map covers the whole frame; images with a constant map are left out",
         "protocol aligned": "the human map is cut to the model's field of view; images with a constant map score 0",
@@ -257,7 +258,7 @@ def _provenance(scores: Sequence[dict[str, Any]]) -> dict[str, str]:
         ),
         "explained layer": item["layer"],
         "explained class": "the image's label" if item["target"] == "label" else "the predicted one",
-        **{f"explainer {name}": note for name, note in item.get("explainer_notes", {}).items()},
+        **{f"explainer {name}": note for name, note in notes.items()},
         **{
             f"measure {name}": f"{found['better']} is better; {found['settings']}; {found['defined']} images"
             for name, found in item["measures"].items()

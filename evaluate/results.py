@@ -88,16 +88,22 @@ class PartStore:
         rows: Sequence[Row],
         seconds: float,
         explainers: Mapping[str, float],
+        notes: Mapping[str, str],
         left_out: Sequence[str] = (),
     ) -> None:
         """Store the rows of a chunk, whole or not at all.
 
-        With them go the time they took, that of their explainers, and what is wrong with images that were left out.
+        With them go the time they took, that of their explainers, notes on explainers, and what is wrong with images
+        that were left out.
         """
         table = pa.Table.from_pylist(
             [{name: row.get(name) for name in self.schema.names} for row in rows], schema=self.schema
         )
-        about = {"explainers": json.dumps(dict(explainers)), "left_out": json.dumps(list(left_out))}
+        about = {
+            "explainers": json.dumps(dict(explainers)),
+            "notes": json.dumps(dict(notes)),
+            "left_out": json.dumps(list(left_out)),
+        }
         table = table.replace_schema_metadata({"seconds": repr(seconds), **about})
         with atomic_file(self.path(chunk)) as temporary:
             pq.write_table(table, temporary)
@@ -115,6 +121,10 @@ class PartStore:
         """Time of each explainer's own part and of what they share, over all chunks and processes together."""
         return summed(json.loads(self._metadata(chunk)[b"explainers"]) for chunk in range(chunks))
 
+    def notes(self, chunks: int) -> dict[str, str]:
+        """By explainer, what a reader of its rows must know."""
+        return {name: note for c in range(chunks) for name, note in json.loads(self._metadata(c)[b"notes"]).items()}
+
     def left_out(self, chunks: int) -> list[str]:
         """What is wrong with images of all chunks that were left out."""
         return [text for chunk in range(chunks) for text in json.loads(self._metadata(chunk)[b"left_out"])]
@@ -130,6 +140,17 @@ def summed(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
         for name, value in part.items():
             total[name] = total.get(name, 0.0) + value
     return total
+
+
+def common_notes(by_checkpoint: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """By explainer, one note for several checkpoints: the same of all, or each one's behind its name."""
+    found: dict[str, str] = {}
+    for explainer in dict.fromkeys(name for notes in by_checkpoint.values() for name in notes):
+        texts = {checkpoint: notes[explainer] for checkpoint, notes in by_checkpoint.items() if explainer in notes}
+        one, *more = set(texts.values())
+        alike = not more and len(texts) == len(by_checkpoint)
+        found[explainer] = one if alike else " | ".join(f"{checkpoint}: {text}" for checkpoint, text in texts.items())
+    return found
 
 
 def merge_parts(path: Path, stores: Sequence[PartStore], chunks: int, notes: Mapping[str, str]) -> None:

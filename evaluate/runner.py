@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from evaluate.data import Batch, EvalData, load_batches
-from evaluate.explainers import MicroBatch, parse_method
+from evaluate.explainers import MicroBatch
 from evaluate.explanation import Maps, explain
 from evaluate.metrics import Case, measure_case
 from evaluate.metrics.alignment import dice_of, iou_of, top_share
@@ -56,12 +56,6 @@ class RunOptions:
     target: str = "label"
     """The class that is explained: the image's `label`, or the one that is `predicted`."""
 
-    @property
-    def notes(self) -> dict[str, str]:
-        """By explainer, what anyone who reads its results must know."""
-        found = {name: parse_method(name)[0].note for name in self.explainers if name != OTHER_HUMAN}
-        return {name: note for name, note in found.items() if note}
-
 
 class Measured(NamedTuple):
     """What one batch gave."""
@@ -70,6 +64,8 @@ class Measured(NamedTuple):
     n_images: int
     seconds: dict[str, float]
     """Wall time of each explainer's own part and, under `SHARED_PASS`, of what they share."""
+    notes: dict[str, str]
+    """By explainer, what a reader of its results must know, see `evaluate.explanation.Maps`."""
 
 
 def measure(
@@ -116,7 +112,7 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
         for i, n, t, p in known
     ]
     if not explained:
-        return Measured(rows, len(rows), {})
+        return Measured(rows, len(rows), {}, {})
     human = None if batch.human is None else HumanMaps(data.human_maps(batch.human.to(device)), subject, options)
     if OTHER_HUMAN in options.explainers:
         maps[OTHER_HUMAN] = _other_human_maps(data, batch, device, options.skip_bad)
@@ -134,7 +130,7 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
         for aligned in [{}] if human is None else human.columns(maps[explainer]):
             both = columns | aligned
             out += [{**row, **{name: values[n] for name, values in both.items()}} for n, row in enumerate(rows)]
-    return Measured(out, len(rows), {SHARED_PASS: maps.shared_seconds, **maps.seconds})
+    return Measured(out, len(rows), {SHARED_PASS: maps.shared_seconds, **maps.seconds}, maps.notes)
 
 
 class HumanMaps:

@@ -25,6 +25,7 @@ SMOKE: dict[str, Any] = {
     "global_batch": 4,
     "batch_size": 2,
     "precision": "fp32",
+    "pretrained": False,
     "compile": False,
     "threads": 1,
     "checkpoints_dir": "runs/smoke_checkpoints",
@@ -186,7 +187,8 @@ def _parse_arguments(arguments: Sequence[str]) -> DictConfig:
     try:
         return OmegaConf.from_dotlist(list(arguments))
     except (YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"arguments cannot be read: {first_line(error)}") from error
+        hint = "quote a value that YAML reads otherwise, as in \"dcls.rule='*.conv_dw'\""
+        raise UserError(f"arguments cannot be read: {first_line(error)}; {hint}") from error
 
 
 def _read_recipe(name: str, folder: Path) -> DictConfig:
@@ -242,6 +244,8 @@ def _check_values(settings: Settings) -> None:
         raise UserError(f"recipe {settings.recipe} names no model; add model=NAME")
     lookup(settings.model)
     dcls_spec(settings)
+    if settings.pretrained and settings.init_from:
+        raise UserError(f"init_from={settings.init_from} and pretrained=true are two starts; give one of them")
     for key in ("data.val_fraction", "loss.smoothing"):
         if not 0.0 <= value_of(key) < 1.0:
             raise UserError(f"{key}={value_of(key)}: must be at least 0 and below 1")

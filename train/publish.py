@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shlex
@@ -30,7 +31,7 @@ from train.run_folder import RunFolder
 from train.settings import Settings
 from train.state import mean_of, newest_snapshot, read_snapshot
 
-_LOCAL = ("run_dir", "runs_dir", "checkpoints_dir", "resume", "overwrite", "data.root", "data.val_root")
+_LOCAL = ("run_dir", "runs_dir", "checkpoints_dir", "resume", "overwrite", "init_from", "data.root", "data.val_root")
 
 
 def publish_run(run: Path, name: str, checkpoints: Path, overwrite: bool = False) -> Path:
@@ -51,7 +52,8 @@ def publish_run(run: Path, name: str, checkpoints: Path, overwrite: bool = False
     settings, command = _read_settings(folder)
     content, record = read_snapshot(newest_snapshot(folder.snapshots))
     spec = dcls_spec(settings)
-    model = create_model(settings.model, settings.num_classes, dcls=spec, **settings.model_args)
+    fresh = spec and dataclasses.replace(spec, init="fresh")  # all values come from the snapshot
+    model = create_model(settings.model, settings.num_classes, dcls=fresh, **settings.model_args)
     averaged = settings.publish_weights == "ema"
     load_state(model, content["ema"]["model"] if averaged else content["model"], str(run))
     for i, buffer in enumerate(process_buffers(model)):

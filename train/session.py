@@ -1,7 +1,7 @@
 """A run from its command line to its published checkpoint.
 
-Initial values, in this order: the model's own initialisation from `seed`; published weights of the plain model if
-`pretrained`; the snapshot if `resume` finds one, which replaces everything.
+Initial values, in this order: the model's own initialisation from `seed`; weights of the plain model if `pretrained`
+or `init_from`; the DCLS surgery, if there is one; the snapshot if `resume` finds one, which replaces everything.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ from common.checkpoint import checkpoint_folder, free_folder
 from common.compiling import compiler_failed
 from common.errors import UserError
 from common.model_card import evaluate_command
+from common.published import load_plain
 from common.surgery import position_groups, set_depthwise
-from common.zoo import crashes_channels_last, create_model
+from common.zoo import crashes_channels_last, create_plain, operate
 from train.augment import model_transform
 from train.averaging import Ema
 from train.batches import LocalError, ValidationSampler, make_loader, open_data
@@ -204,10 +205,14 @@ def _build(settings: Settings, accelerator: Accelerator, command: str) -> Sessio
 def _create_model(settings: Settings, accelerator: Accelerator) -> nn.Module:
     """The model with its initial values, in the layout it trains in, on its device."""
     torch.manual_seed(settings.seed)
+    model = create_plain(settings.model, settings.num_classes, pretrained=settings.pretrained, **settings.model_args)
+    if settings.init_from:
+        load_plain(model, settings.model, Path(settings.init_from).expanduser())
     spec = dcls_spec(settings)
-    model = create_model(
-        settings.model, settings.num_classes, dcls=spec, pretrained=settings.pretrained, **settings.model_args
-    )
+    if spec is not None:
+        replaced = operate(model, spec, settings.model)
+        if replaced.errors:
+            log.info(replaced.summary)
     try:
         set_depthwise(model, settings.depthwise)
     except ValueError as error:

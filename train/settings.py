@@ -180,9 +180,13 @@ class Settings:
     model_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the architecture, such as drop_path_rate."""
     dcls: dict[str, Any] = field(default_factory=dict)
-    """Changes to the model's DCLS surgery, such as kernel_count; see common.surgery.DclsSpec."""
+    """Changes to the model's DCLS surgery, such as kernel_count, rule (also a pattern for names of layers, or a list of
+    names) or init; see common.dcls_spec.DclsSpec."""
     pretrained: bool = False
-    """Start from the plain model's published weights; replaced layers start fresh."""
+    """Start from the plain model's published weights. Replaced layers start fresh, or with `dcls.init=preserve` from
+    the function of the plain ones."""
+    init_from: str | None = None
+    """The same from a weight file or a checkpoint folder of the plain model."""
     num_classes: int | None = None
     """Outputs; by default the classes of the data."""
     seed: int = 0

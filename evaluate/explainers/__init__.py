@@ -1,4 +1,8 @@
-"""Explainers: from a model, images and targets to saliency maps. One module each, found by name."""
+"""Explainers: from a model, images and targets to saliency maps. One module each, found by name.
+
+Defaults follow the authors' code where there is one; where they do not, or others compute another map under the same
+name, the docstring says how far apart the two are.
+"""
 
 from evaluate.explainers.micro_batch import MicroBatch
 from evaluate.explainers.query import Query

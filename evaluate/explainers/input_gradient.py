@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,12 +29,13 @@ def image_gradient(query: Query, images: Tensor, index: Tensor) -> Tensor:
     return full(gradient)
 
 
-def batched_gradient(query: Query) -> Tensor:
-    """`image_gradient` of the query's own images, in slices that fit the memory."""
+def batched_gradient(query: Query, within: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Tensor:
+    """`image_gradient` of the query's own images, in slices that fit the memory, each `within` a context of its own."""
 
     def work(part: slice) -> Tensor:
         index = torch.arange(part.start, part.stop, device=query.images.device)
-        return image_gradient(query, query.images[part], index)
+        with within():
+            return image_gradient(query, query.images[part], index)
 
     return query.micro_batch.run(len(query.images), work, cost=4)
 
@@ -51,7 +56,7 @@ def reduce_colours(gradient: Tensor, reduce: str) -> Tensor:
 
 
 def input_gradient(query: Query, reduce: str = "max_abs") -> Tensor:
-    """Largest absolute gradient over the colours.
+    """Largest absolute gradient over the colours, as captum's Saliency; also the default of Harmonization.
 
     Returns:
         (B, H, W) at the image's resolution.

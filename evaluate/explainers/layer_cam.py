@@ -9,7 +9,8 @@ def layer_cam(features: Tensor, gradients: Tensor, relu: bool = True) -> Tensor:
     Args:
         features: A, (B, C, h, w).
         gradients: g, (B, C, h, w).
-        relu: the outer ReLU; it matters only where activations are negative.
+        relu: the outer ReLU, as in pytorch-grad-cam; the authors' code (PengtaoJiang/LayerCAM) has none. The two differ
+            only where activations are negative.
 
     Returns:
         (B, h, w), at least 0 with `relu`.

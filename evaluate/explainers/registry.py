@@ -36,6 +36,7 @@ Family = Literal["gradient", "image gradient", "perturbation", "optimisation", "
 
 _SIGNED = {"relu": False}
 _SUM = {"reduce": "sum"}
+_SUM_OF_GRADIENTS = {"reduce": "sum", "magnitude": False}
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ _ALL = (
         "guided_backprop", "image gradient", guided_backprop, _SUM, at_layer=False, note="needs a network of ReLUs"
     ),
     Explainer("guided_grad_cam", "image gradient", guided_grad_cam, _SUM, note="needs a network of ReLUs"),
-    Explainer("smooth_grad", "image gradient", smooth_grad, _SUM, at_layer=False),
+    Explainer("smooth_grad", "image gradient", smooth_grad, _SUM_OF_GRADIENTS, at_layer=False),
     Explainer("rise", "perturbation", rise, at_layer=False),
     Explainer("occlusion", "perturbation", occlusion, at_layer=False),
     Explainer("random", "control", random_map, at_layer=False, note="control: explains nothing"),

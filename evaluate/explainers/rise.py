@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
@@ -27,23 +26,36 @@ def random_masks(
 
 
 def grow(grids: Tensor, shifts: Tensor, size: tuple[int, int]) -> Tensor:
-    """Grids (n, s, s) -> masks (n, H, W): bilinear to (s + 1) cells a side, cut at the shift."""
+    """Grids (n, s, s) -> masks (n, H, W): bilinear to s + 1 cells a side, cut at the shift.
+
+    Beyond its outermost cells' centres the grid is mirrored about them, as the authors' call of scikit-image's
+    `resize` does (`mode="reflect"`).
+    """
     cells = grids.shape[-1]
-    up = tuple((cells + 1) * math.ceil(side / cells) for side in size)
-    large = F.interpolate(grids[:, None], up, mode="bilinear", align_corners=False)[:, 0]
-    cut = [m[y : y + size[0], x : x + size[1]] for m, (y, x) in zip(large, shifts.tolist())]
-    return torch.stack(cut)
+    down, across = (
+        _weights(cells, (cells + 1) * math.ceil(side / cells), grids)[first[:, None] + torch.arange(side).to(first)]
+        for side, first in zip(size, shifts.T)
+    )
+    return down @ grids @ across.mT
+
+
+def _weights(cells: int, length: int, like: Tensor) -> Tensor:
+    """(length, cells) share of each cell in pixels between the cells' centres, along a side."""
+    place = ((torch.arange(length, device=like.device, dtype=like.dtype) + 0.5) * cells / length - 0.5).abs()
+    place = (cells - 1 - (cells - 1 - place).abs()).clamp(min=0)  # of a single cell all of it
+    return (1 - (place[:, None] - torch.arange(cells, device=like.device)).abs()).relu()
 
 
 def rise(query: Query, masks: int = 4000, cells: int = 8, keep: float = 0.5, substrate: Substrate = "mean") -> Tensor:
     """S = sum_i p_i M_i / (N keep), p_i the probability of the target class behind mask M_i.
 
-    All images see the same masks, drawn from the query's seed.
+    All images see the same masks, drawn from the query's seed. The authors' code (eclique/RISE) has no defaults: its
+    three notebooks take 2000, 6000 and 5000 masks of 8, 8 and 10 cells, kept with 0.5, 0.1 and 0.1.
 
     Args:
         query: what is explained; the targets must be classes.
-        masks: N. The authors' notebooks take 6000 (and keep 0.1), the paper 4000 for VGG16, 8000 for ResNet50.
-        cells: side s of the small grid.
+        masks: N, in the paper 4000 for VGG16 and 8000 for ResNet50.
+        cells: side s of the small grid; 7 in TorchRay and xplique.
         keep: probability of a cell to be shown, 0.5 in the paper.
         substrate: colour of hidden pixels; `mean`, as the authors multiply the normalised tensor.
 

@@ -11,21 +11,22 @@ from evaluate.explainers.query import Query, Substrate, min_max
 
 def score_cam(
     query: Query,
-    weighting: str = "softmax",
+    weighting: str = "probability",
     substrate: Substrate = "mean",
     align_corners: bool = False,
     relu: bool = True,
 ) -> Tensor:
     """ReLU(sum_k w_k A_k), w_k from the score of the image masked by minmax(up(A_k)).
 
-    One forward pass for each channel of each image, in slices over all images of the batch.
+    One forward pass for each channel of each image, in slices over all images of the batch. The authors' code
+    (haofanwang/Score-CAM) is not what the paper says: it weighs by probability, and takes no softmax over channels.
+    Maps on 0..1 are up to 0.30 apart (correlation 0.971; MobileNetV2 at 128 px): never compare the two.
 
     Args:
         query: what is explained.
-        weighting: `softmax` - of the target's score over channels, the paper's (softmax of the increase over a
-            baseline is the same: the baseline cancels) and pytorch-grad-cam's; `probability` - the softmax
-            probability of the target class, constant channels left out, as in the authors' code
-            (haofanwang/Score-CAM).
+        weighting: `probability` - the softmax probability of the target class, constant channels left out: the
+            authors' code; `softmax` - of the target's score over channels: the paper's (softmax of the increase over a
+            baseline is the same: the baseline cancels) and pytorch-grad-cam's.
         substrate: colour of hidden pixels; `mean`, as both codes multiply the normalised tensor.
         align_corners: of the upsampling; pytorch-grad-cam uses True, the authors' code False.
         relu: drop negative evidence; False: the signed map.
@@ -35,6 +36,7 @@ def score_cam(
 
     Raises:
         UserError: unknown weighting.
+        ValueError: `probability`, and a target is no class.
     """
     if weighting not in ("softmax", "probability"):
         raise UserError(f"score_cam: weighting {weighting!r}; take softmax or probability")

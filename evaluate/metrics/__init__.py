@@ -1,4 +1,7 @@
-"""Measures of saliency maps: one small module each, found by name, per-image values kept."""
+"""Measures of saliency maps: one small module each, found by name, per-image values kept.
+
+Defaults follow the authors' code where there is one; where they do not, the docstring says how far apart the two are.
+"""
 
 from evaluate.metrics.boxes import boxes_in_view
 from evaluate.metrics.case import Case

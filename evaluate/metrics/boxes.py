@@ -46,9 +46,14 @@ def overlap(box: Tensor, boxes: Tensor) -> Tensor:
     return torch.where(union > 0, inner / union, 0)
 
 
-def largest_component_box(binary: np.ndarray) -> tuple[int, int, int, int]:
-    """Box around the largest 8-connected component of (H, W) bool, all 0 if there is none."""
-    labelled, count = ndimage.label(binary, structure=np.ones((3, 3)))
+def largest_component_box(binary: np.ndarray, neighbours: int) -> tuple[int, int, int, int]:
+    """Box around the largest component of (H, W) bool, all 0 if there is none; of equal ones, around the first.
+
+    Args:
+        binary: (H, W).
+        neighbours: of a pixel, 4 (beside, above and below) or 8 (diagonal ones too).
+    """
+    labelled, count = ndimage.label(binary, ndimage.generate_binary_structure(2, 1 if neighbours == 4 else 2))
     if count == 0:
         return 0, 0, 0, 0
     largest = 1 + int(np.argmax(np.bincount(labelled.ravel())[1:]))

@@ -28,7 +28,7 @@ def pointing_game(case: Case, tolerance: float = 15.0) -> Tensor:
 
 
 def standard_pointing(case: Case) -> Tensor:
-    """1 if a most salient pixel lies in any ground-truth box (Opti-CAM's SP, eq. B.6): no tolerance.
+    """1 if a most salient pixel lies in any ground-truth box (Opti-CAM's SP, eq. B.6; Quantus' PointingGame).
 
     Returns:
         As `pointing_game`, but any of several maxima may hit: only so Fake-CAM, all of whose pixels but one are
@@ -42,8 +42,8 @@ def standard_pointing(case: Case) -> Tensor:
 def energy_pointing(case: Case) -> Tensor:
     """Share of the saliency's mass that lies on the object: sum over U of S / sum of S.
 
-    Energy-based pointing game (Wang et al., Score-CAM, 2020); Opti-CAM's EP and precision P (eq. B.3). S is
-    min-max scaled at the images' resolution.
+    Energy-based pointing game (Wang et al., Score-CAM, 2020); Opti-CAM's EP and precision P (eq. B.3); Quantus'
+    RelevanceMassAccuracy of the same map. S is min-max scaled at the images' resolution.
 
     Returns:
         (B,) in 0..1, NaN without an object in view or for a constant map.

@@ -13,8 +13,8 @@ def max_sensitivity(case: Case, radius: float = 0.2, samples: int = 10) -> Tenso
     """max over samples of ||S(x + d) - S(x)|| / ||S(x)|| (Yeh et al., NeurIPS 2019, normalised).
 
     d uniform in -radius..radius in every value of the normalised image; maps as the explainer gives them. The
-    paper takes a supremum, of which sampling gives a lower bound, and does not divide. Captum divides as here;
-    Quantus, by which Opti-CAM's figures were made, divides by ||x||.
+    paper takes a supremum, of which sampling gives a lower bound, and does not divide. Captum divides as here, and so
+    does Quantus since 0.4.3; up to 0.4.1 it divided by ||x||. Figures of Quantus depend on its version.
 
     Returns:
         (B,); NaN for a map that is 0 everywhere.
@@ -31,10 +31,15 @@ def max_sensitivity(case: Case, radius: float = 0.2, samples: int = 10) -> Tenso
     return torch.where(size > 0, worst / size, torch.nan)
 
 
-def coherency(case: Case, substrate: Substrate = "black") -> Tensor:
+def coherency(case: Case, substrate: Substrate = "mean") -> Tensor:
     """(1 + Pearson correlation of S(x) and S(x masked by S(x))) / 2 (Poppi et al., CVPR workshops 2021).
 
     Maps min-max scaled at the images' resolution. 1 if what the map shows is explained by the same map.
+
+    Args:
+        case: images, maps and the explainer.
+        substrate: colour of hidden pixels; `mean`, as the authors' code (aimagelab/ADCC) multiplies the normalised
+            tensor. `black` is up to 0.039 away (correlation over images 0.983).
 
     Returns:
         (B,) in 0..1; NaN where either map is constant.
@@ -46,7 +51,11 @@ def coherency(case: Case, substrate: Substrate = "black") -> Tensor:
 
 
 def complexity(case: Case) -> Tensor:
-    """Mean of the map on 0..1, its L1 norm per pixel (Poppi et al., CVPR workshops 2021); (B,) in 0..1, NaN for a
-    constant map.
+    """Mean of the map on 0..1, its L1 norm per pixel (Poppi et al., CVPR workshops 2021).
+
+    Quantus' `Complexity` (Bhatt et al., IJCAI 2020) bears the same name and is another metric, the entropy of the map.
+
+    Returns:
+        (B,) in 0..1, NaN for a constant map.
     """
     return case.saliency.mean((1, 2)).where(~case.constant, torch.nan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +38,8 @@ def default_stages(model: nn.Module) -> list[str]:
 def randomise(module: nn.Module, generator: torch.Generator, recurse: bool = True) -> None:
     """Draw every parameter of a module anew, in place: normal with the mean and spread of the values it had.
 
-    Batch norm statistics go back to those of an untrained layer. (Adebayo et al. re-run the initialiser; drawing
-    from the values' own distribution keeps the scale of the activations, for any kind of layer.) Without `recurse`
-    the module's parts stay as they are.
+    Batch norm statistics go back to those of an untrained layer. Drawing from the values' own distribution keeps the
+    scale of the activations, for any kind of layer. Without `recurse` the module's parts stay as they are.
     """
     for parameter in module.parameters(recurse):
         values = parameter.float()
@@ -51,11 +51,37 @@ def randomise(module: nn.Module, generator: torch.Generator, recurse: bool = Tru
             part.reset_running_stats()
 
 
+@torch.no_grad()
+def reinitialise(module: nn.Module, generator: torch.Generator, recurse: bool = True) -> None:
+    """Run the initialiser of every part of a module again, in place, as Adebayo et al. and Quantus do.
+
+    It is PyTorch's (`reset_parameters`), which need not be the one the network began its training with. What has none
+    (class token, position embedding) is drawn as in `randomise`. Without `recurse` the module's parts stay as they are.
+    """
+    on_gpu = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
+    with torch.random.fork_rng(list(on_gpu)):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        for part in list(module.modules()) if recurse else [module]:
+            if hasattr(part, "reset_parameters"):
+                cast(Any, part).reset_parameters()
+            else:
+                randomise(part, generator, recurse=False)
+
+
+RESETS: dict[str, Callable[[nn.Module, torch.Generator, bool], None]] = {
+    "values": randomise,
+    "initialiser": reinitialise,
+}
+"""Ways to randomise a module, or only its own parameters, in place."""
+
+
 def ssim(a: Tensor, b: Tensor, sigma: float = 1.5) -> Tensor:
     """Mean structural similarity of maps (B, H, W) in 0..1 (Wang et al., 2004): Gaussian window, K = 0.01, 0.03.
 
     Equal to scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-    data_range=1)`: an 11 pixel window, borders of 5 pixels left out of the mean.
+    data_range=1)`: an 11 pixel window, borders of 5 pixels left out of the mean. Adebayo et al. call it with the sample
+    covariance and, as floats are taken to lie in -1..1, a range of 2. That gives higher values (for 12 of 12 pairs of
+    maps; means of 0.36 and 0.52 where these are 0.23 and 0.31): never compare these with their curves.
     """
     radius = int(3.5 * sigma + 0.5)
     line = torch.arange(-radius, radius + 1, dtype=torch.float64, device=a.device)
@@ -83,14 +109,18 @@ SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def cascading_randomisation(
-    case: Case, similarity: str = "spearman", stages: Sequence[str] | None = None, seed: int = 0
+    case: Case,
+    similarity: str = "spearman",
+    stages: Sequence[str] | None = None,
+    seed: int = 0,
+    reset: str = "values",
 ) -> Tensor:
     """Similarity of the maps to those of the network randomised from the logits down; its mean is the score.
 
     Adebayo et al., NeurIPS 2018. Maps as the explainer gives them (`grad_cam:relu=False` for the signed one), at
     the images' resolution. The lower, the more the explainer depends on what was learnt; 1 for a map that knows
     nothing of the network. The new parameters depend on the seed only; a copy of the network is randomised in
-    each batch.
+    each batch. Of the similarities in the paper, that of HOG features is not offered.
 
     Args:
         case: model, images, maps and the explainer.
@@ -99,20 +129,26 @@ def cascading_randomisation(
         stages: names of modules, or `OWN`, in the order in which they are randomised, each on top of those before;
             None: `default_stages`.
         seed: of the new parameters.
+        reset: `values` draws parameters from the distribution of the old ones, see `randomise`; `initialiser` runs
+            PyTorch's initialisers, as Quantus does, see `reinitialise`. Adebayo et al. ran their network's own, which a
+            network does not carry. Signed Grad-CAM of MobileNetV2 on 4 photographs: means of -0.02 and 0.03, and
+            -0.43 and 0.03 where the classifier alone is random.
 
     Returns:
         (B, stages) in -1..1, NaN where either map is constant; an image's value is the mean of the others.
 
     Raises:
-        UserError: unknown similarity, a stage that the model does not have, or no explainer.
+        UserError: unknown similarity or reset, a stage that the model does not have, or no explainer.
     """
+    if reset not in RESETS:
+        raise UserError(f"reset {reset!r}; take {' or '.join(RESETS)}")
     if similarity not in SIMILARITIES:
         raise UserError(f"similarity {similarity!r}; take one of {', '.join(SIMILARITIES)}")
     twin = copy.deepcopy(case.query.bare)
     generator = torch.Generator().manual_seed(seed)
     before, curve = case.resized, []
     for stage in default_stages(twin) if stages is None else stages:
-        randomise(twin if stage == OWN else find_layer(twin, stage), generator, recurse=stage != OWN)
+        RESETS[reset](twin if stage == OWN else find_layer(twin, stage), generator, stage != OWN)
         after = Case(twin, case.images, case.explain(twin, case.images)).resized
         alike = SIMILARITIES[similarity](before, after)
         constant = (before.amin((1, 2)) == before.amax((1, 2))) | (after.amin((1, 2)) == after.amax((1, 2)))

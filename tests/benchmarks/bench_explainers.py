@@ -34,12 +34,14 @@ below 1 by definition: for `full_grad` the package scales every channel to 0..1 
 together, as the authors' code; in guided Grad-CAM its factor Grad-CAM is scaled to 0..1, ours is not."""
 GRADIENT = {
     "grad_cam": package.GradCAM,
-    "grad_cam_pp": package.GradCAMPlusPlus,
+    "grad_cam_pp:form=library": package.GradCAMPlusPlus,
     "xgrad_cam": package.XGradCAM,
     "layer_cam": package.LayerCAM,
     "hires_cam": package.HiResCAM,
     "eigen_cam": package.EigenCAM,
 }
+SCORE_CAM = "score_cam:weighting=softmax,align_corners=True"
+"""As the package computes it."""
 Row = tuple[str, dict[str, Timing], float | None]
 
 
@@ -133,7 +135,7 @@ def other_rows(batch: int, rounds: int, slow_rounds: int) -> list[Row]:
     plain = setting("resnet18", "layer4", batch)  # the package knows plain ReLU and BatchNorm2d only
     rows: list[Row] = []
     for label, here, name, method in (
-        ("score_cam at blocks.5 (160 channels)", narrow, "score_cam:align_corners=True", package.ScoreCAM),
+        ("score_cam:weighting=softmax at blocks.5 (160 channels)", narrow, SCORE_CAM, package.ScoreCAM),
         ("ablation_cam, last map (1280 channels), 96 px", small, "ablation_cam", package.AblationCAM),
         ("ablation_cam at blocks.0.0.bn1 (32 channels)", early, "ablation_cam", package.AblationCAM),
     ):

@@ -64,6 +64,29 @@ def test_other_surgery_than_the_zoos_comes_back(tmp_path):
     assert config.dcls == spec and position_groups(model)[0].layers[0][1].kernel_count == 5
 
 
+def test_every_field_of_a_surgery_comes_back(tmp_path):
+    rule = ["stages.[01].depthwise", "stages.2.depthwise"]
+    spec = DclsSpec("max", 9, 30, rule, share_positions=False, weight_init="kaiming", init="preserve")
+    model = create_model("demo", dcls=spec)
+    save_checkpoint(tmp_path / "x", model, make_config(model="demo", dcls=spec))
+    loaded, config = load_checkpoint(tmp_path / "x")
+    assert config.dcls == spec and config.dcls.rule == tuple(rule)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model.eval()(x))
+    card = (tmp_path / "x" / "README.md").read_text()
+    assert "`stages.[01].depthwise`, `stages.2.depthwise` convolutions (30 elements in 9x9" in card
+    assert "started at the function of the plain ones" in card
+
+
+def test_a_checkpoint_of_before_the_newer_fields_loads(folder):
+    path = folder / "config.json"
+    raw = json.loads(path.read_text())
+    raw["dcls"] = {k: raw["dcls"][k] for k in ("interpolation", "dilated_kernel_size", "kernel_count")}
+    path.write_text(json.dumps(raw))
+    assert load_checkpoint(folder)[1].dcls == lookup("demo_dcls").dcls
+
+
 def test_card_tells_people_what_they_want_to_know(folder):
     card = (folder / "README.md").read_text()
     for part in (

@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ import torch.nn.functional as F
 from DCLS.construct.modules import Dcls2d
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.layers import Conv2dSame
 
 from common import dcls
-from common.dcls import INTERPOLATIONS, DclsConv2d, construct_kernel, row_axis
+from common.dcls import INTERPOLATIONS, DclsConv2d, SamePadding, construct_kernel, row_axis
+from common.surgery import set_depthwise
 
 
 def make_pair(interpolation: str, groups: int = 2, size: int = 7, spread: float = 1.5, **kwargs):
@@ -241,7 +244,7 @@ def test_a_batch_of_no_images_has_a_gradient_of_zeros():
 
 def shared_pair(interpolation):
     """Two depthwise layers of one stage, which share their positions."""
-    pair = [DclsConv2d(3, 3, 4, 0, dilated_kernel_size=7, groups=3, interpolation=interpolation) for _ in range(2)]
+    pair = [DclsConv2d(3, 3, 4, dilated_kernel_size=7, groups=3, interpolation=interpolation) for _ in range(2)]
     pair[1].P = pair[0].P
     return pair
 
@@ -332,6 +335,141 @@ def test_four_pixels_an_element_equal_whole_rows_and_columns(interpolation, size
 def test_refuses_an_unknown_interpolation():
     with pytest.raises(ValueError, match=r"brownian.*v0, v1, max, gauss"):
         DclsConv2d(1, 1, 1, interpolation="brownian")
+
+
+def test_the_packages_word_for_the_interpolation_is_refused_with_ours():
+    with pytest.raises(TypeError, match=r"no argument version.*interpolation"):
+        DclsConv2d(1, 1, 1, version="v1")
+
+
+@pytest.mark.parametrize(
+    "name,value",
+    [
+        ("kernel_count", 0),
+        ("kernel_count", -3),
+        ("dilated_kernel_size", 0),
+        ("dilated_kernel_size", (7, -7)),
+        ("stride", 0),
+        ("stride", (1, -1)),
+        ("groups", 0),
+        ("in_channels", 0),
+        ("out_channels", -2),
+        ("padding", -1),
+        ("padding", (0, -1)),
+        ("padding", ((0, 0), (1, -1))),
+    ],
+)
+def test_a_number_below_its_range_is_refused_by_name(name, value):
+    given = {"in_channels": 2, "out_channels": 2, "kernel_count": 3, "dilated_kernel_size": 5, name: value}
+    with pytest.raises(ValueError, match=rf"^{name} is .*{re.escape(str(value))}.* at least"):
+        DclsConv2d(**given)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("size", [7, 4, (5, 2)])
+@pytest.mark.parametrize("word", ["same", "valid"])
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
+def test_padding_in_words_is_that_of_torch(word, size, padding_mode):
+    torch.manual_seed(0)
+    layer = DclsConv2d(4, 4, 3, 1, word, size, 4, padding_mode=padding_mode)
+    theirs = torch.nn.Conv2d(4, 4, size, 1, word, groups=4, padding_mode=padding_mode)
+    theirs.load_state_dict({"weight": layer.kernel(), "bias": layer.bias})
+    x = torch.randn(2, 4, 9, 11)
+    torch.testing.assert_close(layer(x), theirs(x))
+    torch.testing.assert_close(layer.fold()(x), theirs(x))
+    assert word == "valid" or layer(x).shape == x.shape
+
+
+def test_padding_in_words_has_torchs_errors():
+    with pytest.raises(ValueError, match="padding='same' is not supported for strided convolutions"):
+        DclsConv2d(4, 4, 3, 2, "same", 7)
+    with pytest.raises(ValueError, match=r"'samw'.*'same', 'valid'"):
+        DclsConv2d(4, 4, 3, 1, "samw", 7)
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "circular"])
+@pytest.mark.parametrize("groups,stride", [(4, 1), (2, (2, 1))])
+@pytest.mark.parametrize("sides", [((1, 3), (2, 0)), ((2, 2), (0, 1))])
+def test_sides_padded_differently_and_their_fold(sides, groups, stride, padding_mode):
+    torch.manual_seed(0)
+    layer = DclsConv2d(4, 4, 3, stride, sides, (4, 5), groups, padding_mode=padding_mode)
+    x = torch.randn(2, 4, 11, 12)
+    (top, bottom), (left, right) = sides
+    padded = F.pad(x, (left, right, top, bottom), mode="constant" if padding_mode == "zeros" else padding_mode)
+    expected = F.conv2d(padded, layer.kernel(), layer.bias, stride, groups=groups)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
+    folded = layer.fold()
+    assert type(folded) is torch.nn.Conv2d
+    torch.testing.assert_close(folded(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def with_the_taps_of(conv: torch.nn.Conv2d, size: int) -> DclsConv2d:
+    """A v0 layer with SAME padding and one element on each tap, placed by the definition in `SamePadding`."""
+    (rows, columns), (gap, _) = conv.kernel_size, conv.dilation
+    reach = tuple(gap * (k - 1) + 1 for k in conv.kernel_size)
+    layer = DclsConv2d(
+        conv.in_channels,
+        conv.out_channels,
+        rows * columns,
+        conv.stride,
+        SamePadding(reach),
+        size,
+        conv.groups,
+        interpolation="v0",
+    )
+    with torch.no_grad():
+        layer.bias.copy_(conv.bias)
+        for row in range(rows):
+            for column in range(columns):
+                element = row * columns + column
+                layer.P[0, ..., element] = gap * row - reach[0] // 2
+                layer.P[1, ..., element] = gap * column - reach[1] // 2
+                layer.weight[..., element] = conv.weight[..., row, column]
+    return layer
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2, (3, 2)])
+@pytest.mark.parametrize("kernel", [1, 2, 3, (5, 3), (4, 5)])
+@pytest.mark.parametrize("size", [9, 10])
+def test_same_padding_keeps_size_and_alignment_of_tensorflows(kernel, stride, dilation, size):
+    torch.manual_seed(0)
+    conv = Conv2dSame(4, 4, kernel, stride, dilation=dilation, groups=2)
+    layer = with_the_taps_of(conv, size)
+    folded = layer.fold()
+    for shape in ((4, 4), (7, 8), (12, 5), (1, 1), (13, 13)):
+        x = torch.randn(2, 4, *shape)
+        torch.testing.assert_close(layer(x), conv(x), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(folded(x), conv(x), rtol=1e-5, atol=1e-6)
+
+
+def test_same_padding_compiles_without_a_graph_break():
+    torch.manual_seed(0)
+    layer = DclsConv2d(4, 4, 3, 2, SamePadding((4, 3)), 9, 4, interpolation="v1")
+    x = torch.randn(2, 4, 12, 9)
+    for same in (layer, layer.fold()):
+        torch.compiler.reset()  # forward was compiled for layers of other tests, and there is a limit
+        compiled = torch.compile(same, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), same(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_same_padding_survives_what_other_layers_do(stride):
+    torch.manual_seed(0)
+    layer = DclsConv2d(4, 4, 3, stride, SamePadding((4, 3)), 9, 4, interpolation="v1")
+    x = torch.randn(2, 4, 12, 9)
+    expected = layer(x)
+    assert set(layer.state_dict()) == {"weight", "P", "bias"}
+    for same in (layer, layer.fold()):
+        for twin in (copy.deepcopy(same), pickle.loads(pickle.dumps(same))):
+            torch.testing.assert_close(twin(x), expected, rtol=1e-5, atol=1e-6)
+        last = x.contiguous(memory_format=torch.channels_last)
+        out = same.to(memory_format=torch.channels_last)(last)
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(same(x[0]), expected[0], rtol=1e-5, atol=1e-6)
+    set_depthwise(layer, "conv2d")
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_gradcheck():

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from common.checkpoint import CheckpointConfig, save_checkpoint
 from common.errors import UserError
-from common.published import fetch_published, published_state
+from common.published import fetch_published, load_plain, published_state
 from common.surgery import DclsSpec, position_groups
 from common.weights import load_state
-from common.zoo import STUDY_MODELS, ZOO, PublishedFile, create_model
+from common.zoo import STUDY_MODELS, ZOO, PublishedFile, create_model, create_plain
 from tests.common.published_layouts import empty_state, original_layout, random_state, write_published
 from tests.common.published_references import reference_logits
 
@@ -103,6 +104,32 @@ def test_files_under_our_own_names_load_too(tmp_path, name):
     for (key, ours), theirs in zip(target.state_dict().items(), source.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), key
     assert len(position_groups(target)) == len(position_groups(source))
+
+
+@pytest.mark.parametrize("name", ["convnext_t", "caformer_s18"])
+def test_a_plain_file_is_loaded_before_the_surgery_of_its_twin(tmp_path, name):
+    state = random_state(original_layout(name))
+    torch.save(state, tmp_path / "x.pth")
+    model = create_plain(f"{name}_dcls")
+    load_plain(model, f"{name}_dcls", tmp_path / "x.pth")
+    torch.testing.assert_close(model.state_dict(), load(tmp_path / "x.pth", name).state_dict(), rtol=0, atol=0)
+
+
+def test_a_checkpoint_is_loaded_before_the_surgery(tmp_path):
+    entry, source, model = ZOO["demo"], create_model("demo"), create_plain("demo_dcls")
+    save_checkpoint(tmp_path / "x", source, CheckpointConfig("demo", entry.num_classes, entry.transform))
+    load_plain(model, "demo_dcls", tmp_path / "x")
+    torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
+
+
+def test_weights_that_already_have_positions_are_no_start_for_a_surgery(tmp_path):
+    source = create_model("demo_dcls")
+    torch.save(source.state_dict(), tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"x.pth holds a DCLS model; give the weights of a plain one"):
+        load_plain(create_plain("demo_dcls"), "demo_dcls", tmp_path / "x.pth")
+    torch.save(create_model("demo", num_classes=3).state_dict(), tmp_path / "y.pth")
+    with pytest.raises(UserError, match=r"misshapen head.weight"):
+        load_plain(create_plain("demo_dcls"), "demo_dcls", tmp_path / "y.pth")
 
 
 def test_wrappers_prefixes_and_index_tensors_of_old_packages_are_dropped(tmp_path):

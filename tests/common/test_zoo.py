@@ -5,6 +5,7 @@ import timm
 import torch
 from PIL import Image
 
+from common.dcls_spec import DclsSpec
 from common.errors import UserError
 from common.surgery import fold_dcls, position_groups
 from common.zoo import STUDY_MODELS, ZOO, crashes_channels_last, create_model, lookup
@@ -127,6 +128,40 @@ def test_a_wrong_name_gets_the_nearest_right_one(name, message):
 def test_arguments_the_architecture_does_not_take(name):
     with pytest.raises(UserError, match=rf"{name}.*no_such"):
         create_model(name, no_such=1)
+
+
+@pytest.mark.parametrize("name", ["convnext_t", "convnext_t_dcls"])
+def test_a_pretrained_network_keeps_its_function_if_asked(name, monkeypatch):
+    """The hub's weights are the plain model's of the study, whichever of the twins is built."""
+    asked = []
+
+    def without_a_hub(weights, pretrained, **arguments):
+        asked.append((weights, pretrained))
+        torch.manual_seed(7)
+        return build(weights, **arguments, depths=(1, 1, 1, 1))
+
+    build = timm.create_model
+    monkeypatch.setattr(timm, "create_model", without_a_hub)
+    plain = create_model("convnext_t", pretrained=True).eval()
+    model = create_model(name, dcls=DclsSpec("v1", 17, 49, init="preserve"), pretrained=True).eval()
+    assert asked == [("convnext_tiny.fb_in1k", True)] * 2
+    assert len(position_groups(model)) == 4
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = plain(x)
+        assert (model(x) - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    "spec,message",
+    [
+        (DclsSpec("v1", 9, 4, "3x3"), "convnext_t: rule '3x3' selects no convolution of ConvNeXt"),
+        (DclsSpec("v1", 5, 4, init="preserve"), "convnext_t: stages.0.blocks.0.conv_dw: its kernel covers 7x7"),
+    ],
+)
+def test_a_surgery_that_cannot_be_done_is_told_to_the_user(spec, message):
+    with pytest.raises(UserError, match=message):
+        create_model("convnext_t", dcls=spec)
 
 
 @pytest.mark.parametrize("name", ["fastvit_sa24", "convnext_t_dcls", "resnet50", "caformer_s18"])

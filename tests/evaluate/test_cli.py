@@ -340,3 +340,26 @@ def test_the_note_of_an_explainer_is_in_every_result_file(checkpoint, tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard" / checkpoint.name)).Reload()
     text = events.Tensors("note/conceptor_cam/text_summary")[0].tensor_proto.string_val[0]
     assert text.decode() == note
+
+
+def test_what_an_explainer_found_in_a_network_is_noted_for_that_checkpoint(clickme_root, tmp_path):
+    """A network of ReLUs has nothing to say beyond the explainer's own note; a resumed run says the same."""
+    names = ("timm:resnet18", "timm:mobilenetv3_small_050")
+    plain, mixed = (str(save_untrained(tmp_path / name[5:], name)) for name in names)
+    given = ["--ckpt", plain, mixed, "--data-root", str(clickme_root), "--limit", "2", "--workers", "0", "--explainer",
+             "guided_backprop", "grad_cam", "--compare", "resnet18", "mobilenetv3_small_050"]  # fmt: skip
+    out, own = tmp_path / "out", EXPLAINERS["guided_backprop"].note
+    counts = "ReLUs are 14 of 42 activation functions, the plain gradient passes hardswish (19), hardsigmoid (9)"
+    found = f"{own}; here {counts}"
+    both = f"resnet18: {own} | mobilenetv3_small_050: {found}"
+    for _ in range(2):
+        assert main([*given, "--out", str(out)]) == 0
+        notes = {item["checkpoint"]: item["explainer_notes"] for item in json.loads((out / "scores.json").read_text())}
+        assert notes == {"resnet18": {"guided_backprop": own}, "mobilenetv3_small_050": {"guided_backprop": found}}
+        with (out / "scores.csv").open(newline="") as file:
+            assert [row["explainer_note"] for row in csv.DictReader(file)] == [own, "", found, ""]
+        compared = json.loads((out / "comparisons.json").read_text())
+        assert [item["explainer_note"] for item in compared] == [both, None]
+        metadata = pq.read_schema(out / "per_image.parquet").metadata
+        assert json.loads(metadata[b"explainer_notes"]) == {"guided_backprop": both}
+        assert both in (out / "report.md").read_text() and both in (out / "report.html").read_text()

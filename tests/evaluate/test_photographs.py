@@ -50,6 +50,14 @@ def test_explain_writes_maps_overlays_and_a_contact_sheet(checkpoint, photograph
         assert all(np.load(out / item["array"]).shape == (64, 64) for item in entry["maps"])
 
 
+def test_explain_says_what_an_explainer_found_in_the_network(photographs, tmp_path, capsys):
+    main(["explain", *photographs[:1], "--ckpt", "untrained", "--model", "timm:mobilenetv3_small_050", "--explainer",
+          "guided_backprop", "--out", str(tmp_path)])  # fmt: skip
+    note = "here ReLUs are 14 of 42 activation functions, the plain gradient passes hardswish (19), hardsigmoid (9)"
+    told = json.loads((tmp_path / "explained.json").read_text())[0]["maps"][0]["note"]
+    assert told.endswith(note) and f"guided_backprop: {told}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("given", "target"), [([], None), (["--target", "3"], 3)])
 def test_the_contact_sheet_names_the_explained_class(checkpoint, photographs, tmp_path, monkeypatch, given, target):
     drawn = []

@@ -38,7 +38,7 @@ def test_the_shared_pass_is_charged_to_no_method(methods, monkeypatch):
 def test_parts_keep_seconds_and_add_them_up(tmp_path):
     store = PartStore(tmp_path, "net", {})
     for chunk in range(2):
-        store.write(chunk, [], 5.0, {SHARED_PASS: 0.25, "grad_cam": 1.5 + chunk})
+        store.write(chunk, [], 5.0, {SHARED_PASS: 0.25, "grad_cam": 1.5 + chunk}, {})
     assert store.seconds(2) == 10 and store.explainer_seconds(2) == {SHARED_PASS: 0.5, "grad_cam": 4.0}
 
 

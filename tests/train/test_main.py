@@ -1,5 +1,6 @@
 """The command as people type it: exit codes, one-line errors, the summary, and what is left behind."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from torch._inductor import config as inductor
 from common import surgery
 from common.checkpoint import load_checkpoint, read_config
 from common.errors import UserError
+from common.surgery import position_groups
 from tests.train.conftest import ROOT, Launched, make_photographs, metrics
 from train import loop, session
 from train.configure import load_settings
@@ -143,6 +145,31 @@ def test_a_run_leaves_everything_needed_to_watch_and_publish_it(
     assert {p.name for p in again.glob("*.png")} == {"curve.png", "positions.png", "displacement.png", "kernels.png"}
     assert str(tmp_path) not in (again / "config.json").read_text()
     assert second.command.startswith("python train/main.py recipe=demo_dcls smoke=true")
+
+
+@pytest.mark.parametrize("source", ["checkpoints/demo", "checkpoints/demo/model.safetensors"])
+def test_a_run_starts_at_the_function_of_plain_weights(source: str) -> None:
+    given = [f"init_from={ROOT / source}", "dcls.kernel_count=49", "dcls.init=preserve", "num_classes=12"]
+    model = session._create_model(load_settings([*TINY, *given]), Accelerator(cpu=True)).eval()
+    plain, _ = load_checkpoint(ROOT / "checkpoints" / "demo")
+    assert len(position_groups(model)) == 2
+    x = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        assert (model(x) - plain(x)).norm() < 1e-5 * plain(x).norm()
+
+
+def test_a_run_says_how_far_its_start_is_from_the_plain_network(
+    tmp_path: Path, train_here: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = ROOT / "checkpoints" / "demo"
+    train_here(*TINY, "dcls.init=preserve", "dcls.rule=[stages.0.depthwise]", f"init_from={source}")
+    shown = capsys.readouterr().err
+    found = re.search(r"1 convolutions became DCLS layers of their function; kernels changed by (\S+) of", shown)
+    assert found is not None and 1e-3 < float(found[1]) < 0.3  # 24 elements for 49 taps
+    model, config = load_checkpoint(tmp_path / "checkpoints" / "demo_dcls_smoke")
+    assert config.dcls is not None and (config.dcls.rule, config.dcls.init) == (("stages.0.depthwise",), "preserve")
+    assert len(position_groups(model)) == 1
+    assert "init_from" not in config.recipe and str(source) not in config.command  # places of one machine
 
 
 def test_publishing_what_is_no_run(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ SHALLOW = {"convnext": "depths=[1,1,1,1]", "fastvit": "layers=[1,1,1,1]", "resne
 def check(run: Path, checkpoint: Path, name: str) -> None:
     assert metrics(run, "train/loss").keys() == {1, 2}
     model, config = load_checkpoint(checkpoint)
-    assert (config.model, config.num_classes) == (name, 12)
+    assert (config.model, config.num_classes) == (name.removesuffix("_from_plain"), 12)
     assert config.classes is not None and config.recipe["recipe"] == name
-    assert bool(position_groups(model)) == (ZOO[name].dcls is not None) == ("mean_displacement_px" in config.metrics)
+    twin = ZOO[config.model].dcls is not None
+    assert bool(position_groups(model)) == twin == ("mean_displacement_px" in config.metrics)
     assert json.loads((run / "summary.json").read_text())["metrics"]["updates"] == 2
     card = (checkpoint / "README.md").read_text()
     assert "train/main.py" in card and "curve.png" in card

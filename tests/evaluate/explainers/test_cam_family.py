@@ -17,7 +17,7 @@ from evaluate.explanation import explain
 
 PACKAGE = {
     "grad_cam": package.GradCAM,
-    "grad_cam_pp": package.GradCAMPlusPlus,
+    "grad_cam_pp:form=library": package.GradCAMPlusPlus,
     "xgrad_cam": package.XGradCAM,
     "layer_cam": package.LayerCAM,
     "hires_cam": package.HiResCAM,
@@ -164,6 +164,26 @@ def test_grad_cam_pp_follows_the_formulas_in_a_loop():
     features = features.abs()
     weights = channel_weights(features, gradients, "official")[:, :, 0, 0]
     assert (weights <= gradients.relu().amax((2, 3)) + 1e-6).all() and weights[0, 0] == 0
+
+
+@pytest.mark.parametrize("layer", [None, "layer3"])
+def test_grad_cam_pp_is_by_default_what_the_authors_code_computes(resnet, layer):
+    """Its steps in turn, with the factor exp(score) on the gradients, in float64."""
+    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(4))
+    found = explain(resnet, images, [3, 7], "grad_cam_pp", layer=layer, size="own")
+    passed = layer_pass(resnet, images, layer or "layer4", [3, 7])
+    for i, target in enumerate([3, 7]):
+        a, g = passed.features[i].double().numpy(), passed.gradients[i].double().numpy()
+        factor = np.exp(found.logits[i, target].double().item())
+        first, second, third = factor * g, factor * g**2, factor * g**3
+        below = 2 * second + third * a.sum((1, 2), keepdims=True)
+        alpha = second / np.where(below != 0, below, 1)
+        total = np.where(first > 0, alpha, 0).sum((1, 2), keepdims=True)
+        weights = (np.maximum(first, 0) * alpha / np.where(total != 0, total, 1)).sum((1, 2))
+        expected = np.maximum((weights[:, None, None] * a).sum(0), 0)
+        np.testing.assert_allclose(
+            found["grad_cam_pp"][i] / found["grad_cam_pp"][i].max(), expected / expected.max(), atol=1e-5
+        )
 
 
 def test_official_grad_cam_pp_ignores_the_scale_of_tiny_gradients_in_its_weights():

@@ -1,5 +1,7 @@
 """Image gradients, guided backpropagation, SmoothGrad and FullGrad's completeness."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import timm
@@ -42,8 +44,8 @@ def test_guided_backprop_equals_the_grad_cam_package(images):
     torch.manual_seed(0)
     model = timm.create_model("resnet18", num_classes=10).eval()
     with GuidedReLU() as mode:
-        model(images)
-    assert mode.seen == 17
+        model(images.clone().requires_grad_()).sum().backward()
+    assert mode.passed == {"relu": 17}
     ours = explain(model, images[:1], 4, "guided_backprop", form="raw")["guided_backprop"]
     theirs = GuidedBackpropReLUModel(model, "cpu")(images[:1], 4)
     np.testing.assert_allclose(ours[0].numpy(), theirs.sum(2), rtol=1e-3, atol=1e-5)
@@ -62,10 +64,81 @@ def test_the_guided_rule_at_every_form_of_relu(relu):
     assert out.tolist() == [0, 2, 3, 6 if clipped else 7]
 
 
-def test_networks_without_relu_are_refused(images):
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+def test_a_clip_that_is_no_relu_keeps_its_own_gradient():
+    leaf = torch.tensor([-2.0, -0.5, 0.5, 2.0], requires_grad=True)
+    for clip in (nn.functional.hardtanh, nn.Hardtanh(-1, 1), nn.Hardtanh(-1, 1, inplace=True)):
+        with GuidedReLU():
+            out = clip(leaf * 1)
+        (gradient,) = torch.autograd.grad(out, leaf, torch.tensor([1.0, 1.0, -1.0, 1.0]))
+        assert out.tolist() == [-1, -0.5, 0.5, 1] and gradient.tolist() == [0, 1, -1, 0]
+
+
+class Kernel(nn.Module):
+    """A convolution whose kernel is built by a ReLU, as those of DCLS are."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight.relu())
+
+
+NO_RELU = {
+    "gelu": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    "a ReLU in a kernel": lambda: nn.Sequential(Kernel(), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    "vit": lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=4),
+    "efficientnet": lambda: timm.create_model("efficientnet_b0", num_classes=4),
+    "swin, whose biases of positions come from a ReLU": lambda: timm.create_model(
+        "swinv2_tiny_window8_256", img_size=32, window_size=2, depths=(1, 1), embed_dim=24, num_heads=(1, 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_RELU)
+@pytest.mark.parametrize("method", ["guided_backprop", "guided_grad_cam"])
+def test_networks_without_a_relu_between_image_and_score_are_refused(images, name, method):
+    layer = "0" if name in ("gelu", "a ReLU in a kernel") else None
     with pytest.raises(UserError, match="no ReLU"):
-        explain(net, images, 1, "guided_backprop")
+        explain(NO_RELU[name]().eval(), images, 1, method, layer=layer)
+
+
+NAMES = {
+    "ReLU": "relu", "ReLU6": "relu", "GELU": "gelu", "Hardswish": "hardswish", "Hardsigmoid": "hardsigmoid",
+    "Sigmoid": "sigmoid",
+}  # fmt: skip
+MIXED = {
+    "fastvit_sa24": {"gelu": 31, "relu": 1, "sigmoid": 1},
+    "mobilenetv3_small_050": {"hardswish": 19, "relu": 14, "hardsigmoid": 9},
+    "seresnet18": {"relu": 25, "sigmoid": 8},
+    "resnet18": {"relu": 17},
+    "mobilenetv2_050": {"relu": 35},
+}
+
+
+@pytest.mark.parametrize("architecture", MIXED)
+def test_the_map_of_a_network_of_other_functions_says_how_many_there_are(architecture):
+    """Counted by the modules that run; several slices count once. Networks of ReLU and ReLU6 have nothing to say."""
+    torch.manual_seed(0)
+    model, ran = timm.create_model(architecture, num_classes=4).eval(), []
+    for module in model.modules():
+        if type(module).__name__ in NAMES:  # timm has a sigmoid of its own
+            module.register_forward_hook(lambda module, *_: ran.append(NAMES[type(module).__name__]))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        model(images)
+    counts = Counter(ran)
+    assert counts == MIXED[architecture]
+    methods = ["guided_backprop", "guided_grad_cam", "input_gradient", "eigen_cam"]
+    notes = explain(model, images, 1, methods, micro_batch=4).notes
+    assert list(notes) == ["guided_backprop", "guided_grad_cam", "eigen_cam"] and notes["eigen_cam"] == "knows no class"
+    others = [f"{name} ({count})" for name, count in counts.most_common() if name != "relu"]
+    found = (
+        f"; here ReLUs are {counts['relu']} of {counts.total()} activation functions, "
+        f"the plain gradient passes {', '.join(others)}"
+    )
+    for name in methods[:2]:
+        assert notes[name] == "needs a network of ReLUs" + found * bool(others)
 
 
 def test_guided_grad_cam_is_the_product(pooled_net, images):
@@ -76,18 +149,28 @@ def test_guided_grad_cam_is_the_product(pooled_net, images):
     torch.testing.assert_close(maps["guided_grad_cam"], maps["guided_backprop"] * maps["grad_cam"])
 
 
-def test_smooth_grad_without_noise_is_the_gradient_and_with_noise_its_mean(pooled_net, images):
-    plain = explain(pooled_net, images, 1, "input_gradient")["input_gradient"]
-    method = "smooth_grad:samples=3,noise=0"
-    torch.testing.assert_close(explain(pooled_net, images, 1, method)[method], plain)
-    generators, total = Query(pooled_net, images, 1, seed=4).generators(), 0
-    sigma = 0.2 * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
-    for _ in range(3):
-        noisy = images + sigma * torch.stack([torch.randn(3, 32, 32, generator=g) for g in generators])
-        total = total + batched_gradient(Query(pooled_net, noisy, 1))
-    method = "smooth_grad:samples=3,noise=0.2"
-    found = explain(pooled_net, images, 1, method, seed=4)[method]
-    torch.testing.assert_close(found, (total / 3).abs().amax(1))
+def test_smooth_grad_without_noise_is_the_gradient(pooled_net, images):
+    plain = explain(pooled_net, images, 1, ["input_gradient", "input_gradient:reduce=sum"])
+    found = explain(pooled_net, images, 1, ["smooth_grad:noise=0", "smooth_grad:noise=0,magnitude=false"])
+    torch.testing.assert_close(found["smooth_grad:noise=0"], plain["input_gradient"] ** 2)
+    torch.testing.assert_close(found["smooth_grad:noise=0,magnitude=false"], plain["input_gradient"])
+    raw = explain(pooled_net, images, 1, "smooth_grad:noise=0", form="raw")["smooth_grad:noise=0"]
+    torch.testing.assert_close(raw, plain["input_gradient:reduce=sum"])  # signed, so of gradients
+
+
+def test_smooth_grad_is_the_mean_of_squares_as_in_the_authors_loop_and_of_gradients_if_asked(pooled_net, images):
+    generators, squares, gradients = Query(pooled_net, images, 1, seed=4).generators(), 0, 0
+    for n in range(25):
+        noisy = images.clone()
+        for image, generator in zip(noisy, generators):
+            image += 0.15 * (image.max() - image.min()) * torch.randn(3, 32, 32, generator=generator)
+        gradient = batched_gradient(Query(pooled_net, noisy, 1))
+        squares = squares + gradient * gradient
+        gradients = gradients + gradient if n < 3 else gradients
+    method = "smooth_grad:samples=3,magnitude=false"
+    found = explain(pooled_net, images, 1, ["smooth_grad", method], seed=4)
+    torch.testing.assert_close(found["smooth_grad"], (squares / 25).amax(1))
+    torch.testing.assert_close(found[method], (gradients / 3).abs().amax(1))
     with pytest.raises(UserError, match="whole number from 1 on"):
         explain(pooled_net, images, 1, "smooth_grad:samples=0")
 

@@ -9,6 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from scipy.ndimage import map_coordinates
 
 from common.errors import UserError
 from common.transform import ModelTransform
@@ -29,7 +30,7 @@ def package_map(method, model, layer, images, targets, size):
 
 
 def test_score_cam_equals_the_grad_cam_package(pooled_net, images):
-    method = "score_cam:align_corners=True"
+    method = "score_cam:weighting=softmax,align_corners=True"
     ours = explain(pooled_net, images, [0, 1, 4], method, size="own", form="normalised")[method]
     theirs = package_map(package.ScoreCAM, pooled_net, pooled_net.act, images, [0, 1, 4], ours.shape[1:])
     np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-4)
@@ -41,7 +42,7 @@ def test_score_cam_with_probabilities_follows_the_published_loop(pooled_net, ima
     pooled_net.norm.bias.data[2] = 1  # a constant channel is left out
     transform = ModelTransform(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
     mean, std = torch.tensor(transform.mean).view(3, 1, 1), torch.tensor(transform.std).view(3, 1, 1)
-    method = f"score_cam:weighting=probability,substrate={substrate}"
+    method = "score_cam" if substrate == "mean" else "score_cam:substrate=black"  # of itself as the authors' code
     ours = explain(pooled_net, images, 1, method, size="own", transform=transform)[method]
     with torch.no_grad():
         features = pooled_net.forward_features(images)
@@ -55,6 +56,14 @@ def test_score_cam_with_probabilities_follows_the_published_loop(pooled_net, ima
                 masked = image * mask if substrate == "mean" else ((image * std + mean) * mask - mean) / std
                 total = total + pooled_net(masked[None]).softmax(1)[0, 1] * channel
             torch.testing.assert_close(ours[b], total.relu(), rtol=1e-4, atol=1e-5)
+
+
+def test_score_cam_of_a_function_of_the_logits_has_no_probability_but_a_softmax(pooled_net, images):
+    with pytest.raises(ValueError, match="needs a class for each image"):
+        explain(pooled_net, images, lambda logits: logits[:, 1], "score_cam")
+    method = "score_cam:weighting=softmax"
+    found = explain(pooled_net, images, lambda logits: logits[:, 1], method)[method]
+    torch.testing.assert_close(found, explain(pooled_net, images, 1, method)[method])
 
 
 def test_ablation_cam_equals_the_grad_cam_package_behind_a_relu(pooled_net, images):
@@ -221,11 +230,20 @@ def test_rise_masks_show_each_pixel_with_the_asked_probability():
     torch.testing.assert_close(masks.mean(0), torch.full((30, 50), 0.4), rtol=0, atol=0.05)
 
 
-def test_rise_masks_grow_by_one_cell_more_than_they_are_cut_to():
-    grids, shifts = torch.rand(2, 2, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([[2, 3], [0, 1]])
-    large = F.interpolate(grids[:, None], (9, 12), mode="bilinear")[:, 0]  # cells of 3 x 4 pixels, three a side
-    expected = torch.stack([large[0, 2:7, 3:10], large[1, 0:5, 1:8]])
-    torch.testing.assert_close(grow(grids, shifts, (5, 7)), expected)
+@pytest.mark.parametrize(
+    ("size", "cells", "up"),
+    [((224, 224), 8, (252, 252)), ((30, 50), 7, (40, 64)), ((5, 7), 2, (9, 12)), ((9, 4), 1, (18, 8))],
+)
+def test_rise_masks_are_grids_enlarged_over_a_mirrored_border_and_cut(size, cells, up):
+    """The authors' `resize(grid, up, order=1, mode="reflect")`, which mirrors the grid about its border cells."""
+    generator = torch.Generator().manual_seed(0)
+    grids, shifts = random_masks(5, size, cells, 0.5, generator)
+    shifts[0], shifts[1] = 0, torch.tensor(up) - torch.tensor(size)  # both borders
+    masks = grow(grids, shifts, size)
+    places = np.meshgrid(*((np.arange(n) + 0.5) * cells / n - 0.5 for n in up), indexing="ij")
+    for grid, (y, x), mask in zip(grids.numpy(), shifts.tolist(), masks):
+        large = map_coordinates(grid, places, order=1, mode="mirror")
+        np.testing.assert_allclose(mask, large[y : y + size[0], x : x + size[1]], atol=1e-5)
 
 
 def test_occlusion_is_the_mean_drop_over_the_patches_that_cover_a_pixel(pooled_net, images):

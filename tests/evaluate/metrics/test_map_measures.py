@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 from scipy.stats import spearmanr
 from torch import nn
 
+from common.errors import UserError
 from common.transform import ModelTransform
 from evaluate.metrics import MEASURES, Case, boxes_in_view, measure_case
 from evaluate.metrics.alignment import top_share
@@ -203,18 +203,49 @@ def test_constant_maps_do_not_break_anything():
     assert np.isnan(one("saliency_metric", flat)[0])  # an empty box would be the best of all
 
 
+def flooded_box(binary, neighbours):
+    """Box of the largest component, filled pixel by pixel from each seed; of several, the first in reading order."""
+    steps = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if abs(y) + abs(x) == 1 or (y and x and neighbours == 8)]
+    left, best = set(zip(*map(np.ndarray.tolist, np.nonzero(binary)))), []
+    for seed in sorted(left):
+        found = [seed] if seed in left else []
+        left.discard(seed)
+        for row, column in found:  # grows while it is walked
+            beside = {(row + y, column + x) for y, x in steps} & left
+            left -= beside
+            found += beside
+        best = max(best, found, key=len)
+    rows, columns = zip(*best)
+    return min(columns), min(rows), max(columns) + 1, max(rows) + 1
+
+
 @pytest.mark.parametrize("threshold", [0.3, 0.55, 0.7, 0.95])
-def test_the_box_of_the_largest_component_is_scipys(threshold):
+@pytest.mark.parametrize("neighbours", [4, 8])
+def test_the_box_surrounds_the_largest_component_of_a_flood_fill(threshold, neighbours):
     for binary in np.random.default_rng(0).random((20, 30, 40)) > threshold:
-        labelled, count = ndimage.label(binary, np.ones((3, 3)))
-        sizes = [(labelled == n).sum() for n in range(1, count + 1)]
-        rows, columns = ndimage.find_objects(labelled)[int(np.argmax(sizes))]
-        assert largest_component_box(binary) == (columns.start, rows.start, columns.stop, rows.stop)
+        assert largest_component_box(binary, neighbours) == flooded_box(binary, neighbours)
+
+
+def test_diagonal_neighbours_do_not_join_the_predicted_box_unless_asked_for():
+    """Two blocks that touch at a corner, the first the larger: IoU 1 with it alone, 20 / 72 with the box of both."""
+    saliency = torch.zeros(1, 20, 20)
+    saliency[0, 2:7, 3:7] = saliency[0, 7:11, 7:11] = 1
+    given = {"boxes": [torch.tensor([[3.0, 2.0, 7.0, 7.0]])], "targets": torch.tensor([0])}
+    for name in ("localisation_error", "official_metric"):
+        assert one(name, saliency, **given) == pytest.approx([0])
+        assert one(f"{name}:neighbours=8", saliency, **given) == pytest.approx([1 - 20 / 72])
+    both = {"boxes": [torch.tensor([[3.0, 2.0, 11.0, 11.0]])], "targets": torch.tensor([0])}
+    assert one("box_accuracy:overlaps=(0.9,)", saliency, **both) == [1]  # contours go on over corners
+    share = [one(name, saliency)[0] for name in ("saliency_metric:of=image", "saliency_metric:of=image,neighbours=8")]
+    assert share[1] - share[0] == pytest.approx(np.log(72 / 20))
+    with pytest.raises(UserError, match="neighbours 6; take 4 or 8"):
+        one("localisation_error:neighbours=6", saliency, **given)
 
 
 def test_boxes():
-    assert largest_component_box(np.eye(5, dtype=bool)) == (0, 0, 5, 5)  # diagonal neighbours belong together
-    assert largest_component_box(np.zeros((5, 5), dtype=bool)) == (0, 0, 0, 0)
+    assert largest_component_box(np.eye(5, dtype=bool), 8) == (0, 0, 5, 5)  # diagonal neighbours belong together
+    assert largest_component_box(np.eye(5, dtype=bool), 4) == (0, 0, 1, 1)
+    assert largest_component_box(np.zeros((5, 5), dtype=bool), 4) == (0, 0, 0, 0)
     box = torch.tensor([0.0, 0.0, 2.0, 2.0])
     assert overlap(box, torch.tensor([[1.0, 1, 3, 3], [5, 5, 6, 6], [0, 0, 2, 2]])).tolist() == pytest.approx(
         [1 / 7, 0, 1]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 from scipy.ndimage import gaussian_filter
+from scipy.stats import pearsonr
 from torch import nn
 
 from common.errors import UserError
@@ -213,7 +214,9 @@ def test_road_rewards_the_map_that_the_class_depends_on():
     good, bad = torch.zeros(2, 1, 8, 8)
     good[:, 0], bad[:, 4] = 1, 1
     scores = [
-        measure_case(Case(Bright(), images, m, torch.tensor([0])), {"road": {"percentages": (13, 50)}})["road"].values
+        measure_case(
+            Case(Bright(), images, m, torch.tensor([0]), transform=PLAIN), {"road": {"percentages": (13, 50)}}
+        )["road"].values
         for m in (good, bad)
     ]
     assert scores[0] > 0.02 and scores[0] > scores[1] + 0.02
@@ -223,7 +226,7 @@ def test_road_rewards_the_map_that_the_class_depends_on():
 
 def test_road_follows_its_definition_with_the_packages_imputation(net, images, maps):
     targets, percentages = [0, 3, 1], (10, 25, 60)
-    case = Case(net, images, maps, torch.tensor(targets))
+    case = Case(net, images, maps, torch.tensor(targets), transform=NORMAL)
     found = measure_case(case, {"road": {"percentages": percentages, "noise": 0.0}})["road"].values
     for i, target in enumerate(targets):
         order, total = maps[i].flatten().argsort().numpy(), 0.0
@@ -238,7 +241,9 @@ def test_road_follows_its_definition_with_the_packages_imputation(net, images, m
         assert found[i].item() == pytest.approx(total / 3, rel=1e-3, abs=1e-6)
 
 
-def test_road_adds_noise_to_the_removed_pixels_only(images, maps):
+@pytest.mark.parametrize("noise", [None, 0.0, 3.0])
+def test_road_adds_noise_to_the_removed_pixels_before_normalisation(images, maps, noise):
+    """As the authors' order is: pixels in 0..1 imputed, noise of that unit added, then normalised; 0.01 by default."""
     seen = []
 
     class Spy(Bright):
@@ -246,13 +251,22 @@ def test_road_adds_noise_to_the_removed_pixels_only(images, maps):
             seen.append(x)
             return super().forward(x)
 
-    for noise in (0.0, 3.0):
-        measure_case(Case(Spy(), images, maps, 0), {"road": {"percentages": (30,), "noise": noise}})
-    plain, noisy = (torch.cat(seen[start:stop]) for start, stop in ((1, len(seen) // 2), (len(seen) // 2 + 1, None)))
-    kept = (plain == images.repeat_interleave(2, 0)).all(1)
-    assert kept.flatten(1).sum(1).tolist() == [84] * 6
-    change = (noisy - plain).transpose(1, 3)  # (6, W, H, 3)
-    assert (change[kept.mT] == 0).all() and 2.5 < change[~kept.mT].std() < 3.5
+    mean, std = torch.tensor(NORMAL.mean).view(3, 1, 1), torch.tensor(NORMAL.std).view(3, 1, 1)
+    case = Case(Spy(), (images - mean) / std, maps, 0, transform=NORMAL, image_keys=[4, 5, 6])
+    measure_case(case, {"road": {"percentages": (30,)} | ({} if noise is None else {"noise": noise})})
+    found = torch.cat(seen[1:])  # after the unmodified images
+    for i, generator in enumerate(Query(Spy(), images, image_keys=[4, 5, 6]).generators()):
+        drawn = (0.01 if noise is None else noise) * torch.randn(3, 12, 10, generator=generator)
+        order = maps[i].flatten().argsort()
+        for place, gone in enumerate((order[:36], order[-36:])):
+            keep = torch.ones(120).scatter(0, gone, 0).view(12, 10)
+            filled = torch.where(keep == 1, images[i], NoisyLinearImputer(noise=0)(images[i], keep) + drawn)
+            torch.testing.assert_close(found[2 * i + place], (filled - mean) / std, rtol=1e-4, atol=1e-4)
+
+
+def test_road_needs_the_unit_of_its_noise(net, images, maps):
+    with pytest.raises(UserError, match="needs the model's mean and std"):
+        measure_case(Case(net, images, maps), ["road"])
 
 
 def test_max_sensitivity_and_coherency_by_hand(images):
@@ -275,6 +289,23 @@ def test_max_sensitivity_and_coherency_by_hand(images):
         assert found["coherency"].values[i].item() == pytest.approx(expected, rel=1e-4)
     same = Case(Bright(), images, case.maps, transform=PLAIN, explain=lambda _model, _x: case.maps)
     torch.testing.assert_close(measure_case(same, ["coherency"])["coherency"].values, torch.ones(3))
+
+
+def test_coherency_masks_the_normalised_image_as_adcc_does_and_black_is_an_option(images):
+    """Against the steps of the authors' code: the tensor times the map, explained again, Pearson by SciPy."""
+    again = lambda _model, x: (x**2).sum(1)  # noqa: E731
+    case = Case(Bright(), images, again(None, images), transform=NORMAL, explain=again)
+    found = measure_case(case, ["coherency", "coherency:substrate=black"])
+    mean, std = torch.tensor(NORMAL.mean).view(3, 1, 1), torch.tensor(NORMAL.std).view(3, 1, 1)
+    for i in range(3):
+        s = case.saliency[i]
+        masked = {"coherency": images[i] * s, "coherency:substrate=black": ((images[i] * std + mean) * s - mean) / std}
+        for name, image in masked.items():
+            second = again(None, image[None])[0]
+            second = (second - second.min()) / (second.max() - second.min())
+            expected = (1 + pearsonr(s.flatten(), second.flatten()).statistic) / 2
+            assert found[name].values[i].item() == pytest.approx(expected, rel=1e-4)
+    assert not torch.allclose(*(r.values for r in found.values()), atol=1e-2)
 
 
 def test_max_sensitivity_of_a_map_of_zeros_is_undefined(images):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from common.errors import UserError
 from evaluate.cli import main
 from evaluate.explanation import explain
 from evaluate.metrics import Case, measure_case
-from evaluate.metrics.sanity import OWN, default_stages, randomise, ssim
+from evaluate.metrics.sanity import OWN, default_stages, randomise, reinitialise, ssim
 
 DEMO = Path(__file__).parents[3] / "checkpoints" / "demo"
 
@@ -93,6 +94,53 @@ def test_each_stage_is_randomised_on_top_of_those_before(model, similarity):
     torch.testing.assert_close(found.values, found.detail.mean(1))
 
 
+def test_the_initialisers_of_the_parts_can_be_run_again_as_in_the_authors_check(model):
+    """Convolutions and the classifier begin with values that follow from their shape; batch norms as PyTorch has it."""
+
+    def begin(self):
+        n = self.weight.numel()
+        self.weight.data.copy_(torch.linspace(-0.2, 0.3, n).sin().view_as(self.weight))
+        if self.bias is not None:
+            self.bias.data.zero_()
+
+    net, explainer, stages = copy.deepcopy(model), "grad_cam:relu=False", ("fc", "layer4", "layer3")
+    for part in net.modules():
+        if isinstance(part, torch.nn.Conv2d | torch.nn.Linear):
+            part.reset_parameters = types.MethodType(begin, part)
+    net.fc.register_parameter("temperature", torch.nn.Parameter(torch.randn(1000)))
+    found = curve(net, explainer, stages=stages, reset="initialiser").detail
+    twin, first = copy.deepcopy(model), explain(model, IMAGES, [1, 2], explainer)[explainer]
+    for n, stage in enumerate(stages):
+        for part in twin.get_submodule(stage).modules():
+            if isinstance(part, torch.nn.BatchNorm2d):
+                part.weight.data.fill_(1), part.bias.data.zero_()
+                part.running_mean.zero_(), part.running_var.fill_(1)
+            elif isinstance(part, torch.nn.Conv2d | torch.nn.Linear):
+                begin(part)
+        for i, (a, b) in enumerate(zip(first, explain(twin, IMAGES, [1, 2], explainer)[explainer])):
+            assert found[i, n].item() == pytest.approx(spearmanr(a.flatten(), b.flatten()).statistic, abs=1e-4)
+
+
+def test_initialisers_draw_by_the_seed_and_leave_the_callers_numbers_alone(model):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    given = {"stages": ("fc", "layer4"), "reset": "initialiser"}
+    same, again, other = (curve(model, "grad_cam:relu=False", **given, seed=seed).detail for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(same, again) and not torch.equal(same, other)
+    assert not torch.equal(same, curve(model, "grad_cam:relu=False", stages=("fc", "layer4"), seed=1).detail)
+
+
+def test_what_has_no_initialiser_is_drawn_anew_all_the_same():
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=10, depth=1).eval()
+    before = {name: value.clone() for name, value in vit.named_parameters()}
+    reinitialise(vit, torch.Generator().manual_seed(0))
+    assert not torch.equal(vit.cls_token, before["cls_token"]) and not torch.equal(vit.pos_embed, before["pos_embed"])
+    assert (vit.norm.weight == 1).all() and not torch.equal(vit.head.weight, before["head.weight"])
+
+
 def test_maps_that_depend_on_the_network_change_and_others_do_not(model):
     stages = ("fc", "layer4", "conv1")
     for similarity in ("spearman", "ssim"):
@@ -120,6 +168,8 @@ def test_what_cannot_be_done_is_said(model):
         curve(model, "grad_cam", stages=("layer9",))
     with pytest.raises(UserError, match="spearman, spearman_abs, ssim"):
         curve(model, "grad_cam", similarity="pearson")
+    with pytest.raises(UserError, match="reset 'zero'; take values or initialiser"):
+        curve(model, "grad_cam", reset="zero")
 
 
 def test_the_command_measures_it(tmp_path):
