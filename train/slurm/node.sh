@@ -19,7 +19,8 @@ interface_between_nodes() {
     local name address
     for name in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
         if [[ $name != "$SLURMD_NODENAME" ]]; then
-            read -r address _ < <(getent ahostsv4 "$name") && ip -o route get "$address" | sed -n 's/.* dev \([^ ]*\).*/\1/p'
+            read -r address _ < <(getent ahostsv4 "$name")
+            ip -o route get "$address" | sed -n 's/.* dev \([^ ]*\).*/\1/p'
             return
         fi
     done
