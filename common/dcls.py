@@ -93,6 +93,19 @@ def _in_full_precision(backward: Callable[..., Any]) -> Callable[..., Any]:
     return without_autocast
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product (..., m, k), (..., k, n) -> (..., m, n) in the full precision of its arguments."""
+    return a @ b if a.device.type == "cpu" else _sum_of_products(a, b)
+
+
+def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
+    """`_product` without the routines of a GPU that round to TF32 where that is allowed: positions would have ten bits.
+
+    Compiled, it is one loop; as written, it takes n times the memory of `a`.
+    """
+    return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
+
+
 class _KernelConstruction(torch.autograd.Function):
     """The kernel and its gradient by hand, so that only weight, P and SIG are kept for backward.
 
@@ -106,8 +119,8 @@ class _KernelConstruction(torch.autograd.Function):
         ctx.size, ctx.interpolation = size, interpolation
         rows, columns, norm = _factors(positions, sigma, size, interpolation)
         scaled = weight if norm is None else weight / norm
-        # (Cout, Cin/g, K0, k) @ (Cout, Cin/g, k, K1)
-        return (rows * scaled.unsqueeze(-1)).transpose(-1, -2) @ columns
+        # (Cout, Cin/g, K0, k) times (Cout, Cin/g, k, K1)
+        return _product((rows * scaled.unsqueeze(-1)).transpose(-1, -2), columns)
 
     @staticmethod
     @_in_full_precision
@@ -116,9 +129,9 @@ class _KernelConstruction(torch.autograd.Function):
         row = row_axis(ctx.interpolation)
         rows, columns, norm = _factors(positions, sigma, ctx.size, ctx.interpolation)
         scaled = weight if norm is None else weight / norm
-        projected = columns @ upstream.transpose(-1, -2)  # (..., k, K0)
+        projected = _product(columns, upstream.transpose(-1, -2))  # (..., k, K0)
         to_rows = scaled.unsqueeze(-1) * projected
-        to_columns = (rows * scaled.unsqueeze(-1)) @ upstream  # (..., k, K1)
+        to_columns = _product(rows * scaled.unsqueeze(-1), upstream)  # (..., k, K1)
         to_weight = (rows * projected).sum(-1)  # of w'
         if norm is not None:
             to_norm = -to_weight * scaled / norm

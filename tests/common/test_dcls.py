@@ -563,3 +563,20 @@ def test_second_derivatives_of_a_layer_exist(interpolation, groups):
         return torch.func.functional_call(layer, dict(zip(parameters, values)), (x,)).pow(3).sum()
 
     assert torch.autograd.gradgradcheck(energy, (x, *parameters.values()))
+
+
+@pytest.mark.parametrize("interpolation", ["max", "gauss"])
+def test_the_kernel_of_a_gpu_and_its_gradients_are_those_of_a_cpu(interpolation, monkeypatch):
+    """A GPU sums products where a CPU multiplies matrices, see `_sum_of_products`."""
+    torch.manual_seed(0)
+    layer = DclsConv2d(6, 8, 5, padding=(3, 4), dilated_kernel_size=(7, 9), groups=2, interpolation=interpolation)
+    layer = layer.double()
+    weighting = torch.randn(8, 3, 7, 9, dtype=torch.float64)
+    found = []
+    for product in (dcls._product, dcls._sum_of_products):
+        monkeypatch.setattr(dcls, "_product", product)
+        kernel = layer.kernel()
+        gradients = torch.autograd.grad((kernel * weighting).sum(), list(layer.parameters())[:3])
+        found.append((kernel, *gradients))
+    for cpu, gpu in zip(*found, strict=True):
+        torch.testing.assert_close(cpu, gpu, rtol=1e-12, atol=1e-13)

@@ -1,7 +1,7 @@
 """What `torch.compile` and `torch.export` make of DCLS layers and models for a GPU, traced without one.
 
 The tensors are on `cuda` and have no memory. So Dynamo takes the branches of a GPU, in which the kernel is built by
-matrix products and the convolution goes to cuDNN or to Triton. A backward pass cannot be run like this: autograd asks
+sums of products and the convolution goes to cuDNN or to Triton. A backward pass cannot be run like this: autograd asks
 the driver of the device; test_depthwise_triton.py compiles one in the interpreter.
 """
 
@@ -86,8 +86,9 @@ def test_a_layer_is_one_graph_with_the_kernel_of_a_gpu(interpolation: str, way: 
     found = nodes(graph)
     assert (out.shape, out.dtype, out.device.type) == ((2, 8, 14, 14), torch.bfloat16, "cuda")
     assert [found[node] for node in WAYS.values()] == [way == "conv2d", way == "triton"]
-    assert found["autograd_function_apply"] == 1 and found["matmul"] > 0  # `_KernelConstruction`
+    assert found["autograd_function_apply"] == 1
     assert not found["scatter_add_"]  # `_BilinearKernel`, which is for CPUs
+    assert not {"matmul", "mm", "bmm", "baddbmm", "einsum"} & set(found)  # they would round where TF32 is allowed
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -86,3 +86,15 @@ def test_generated_code_in_two_processes(
     tmp_path: Path, launch: Callable[..., Launched], train_here: Callable[..., Path]
 ) -> None:
     check_two_processes(tmp_path, launch, train_here, [])
+
+
+def test_one_graph_for_training_and_one_for_each_model_in_validation(
+    train_here: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the raw weights and their average; neither a smaller last batch nor a second validation adds one."""
+    monkeypatch.setattr(nn.Module, "compile", without_code_generation.COMPILE)
+    torch._dynamo.reset()
+    counters.clear()
+    run = train_here(*SMALL, "compile=true", "eval_batch_size=2", "data.val_images=5", "log.validate_every=0.5")
+    assert len(metrics(run, "val_raw/loss")) == len(metrics(run, "val_ema/loss")) == 2
+    assert counters["stats"]["unique_graphs"] == 3 and not counters["graph_break"]
