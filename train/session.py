@@ -6,7 +6,6 @@ or `init_from`; the DCLS surgery, if there is one; the snapshot if `resume` find
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import shlex
@@ -14,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +32,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 from common.atomic import write_text
 from common.checkpoint import checkpoint_folder, free_folder
 from common.compiling import compiler_failed
+from common.disk import refusal
 from common.errors import UserError
 from common.model_card import evaluate_command
 from common.published import load_plain
@@ -54,15 +53,12 @@ from train.remarks import remarks
 from train.run_folder import RunFolder, new_run, run_to_resume
 from train.settings import Settings
 from train.state import Progress, TrainState, kept_snapshots, read_snapshot
-from train.stopping import Stop, requeue
+from train.stopping import PATIENCE, Stop, requeue
 from train.usage import usage
 from train.validation import Scores
 from train.watch import Watch
 
 log = logging.getLogger("train")
-
-PATIENCE = timedelta(hours=1)
-"""How long a process waits for the others, while one reads a slow disk or compiles."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,11 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     except BackendCompilerFailed as error:
         raise compiler_failed(error, "take compile=false") from error
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        place = error.filename or session.folder.path
-        raise UserError(f"{place}: {error.strerror}; {kept_snapshots(session.folder.snapshots)}") from error
+    except Exception as error:
+        if refusal(error):
+            error.add_note(kept_snapshots(session.folder.snapshots))
+        raise
     finally:
         session.monitor.close()
     accelerator.wait_for_everyone()

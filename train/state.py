@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.atomic import atomic_folder
-from common.errors import UserError, first_line
+from common.errors import UserError
 from common.weights import distinct_state, load_state, sha256
 from train.averaging import Ema, process_buffers
 from train.randomness import random_state, set_random_state
@@ -165,44 +165,30 @@ class Undo:
 
 
 def save_snapshot(folder: Path, state: TrainState, settings: dict[str, Any], rank: int) -> Path:
-    """Write a snapshot into `folder`; every process calls it, the first one writes.
-
-    Raises:
-        UserError: it cannot be written, because the disk is full, say; the snapshots that are there stay.
-    """
+    """Write a snapshot into `folder`; every process calls it, the first one writes."""
     place = folder / f"update_{state.progress.update:08d}"
     parts: list[Any] = [state.own_part()]
     if dist.is_initialized() and dist.get_world_size() > 1:
         own, parts = parts[0], [None] * dist.get_world_size()
         dist.all_gather_object(parts, own)
     if rank == 0:
-        try:
-            _write_snapshot(place, {**state.common_part(), "processes": parts}, state.progress, settings)
-        except (OSError, RuntimeError) as error:  # torch.save has no kind of its own for a disk that is full
-            reason = error.strerror if isinstance(error, OSError) else first_line(error)
-            raise UserError(f"{place} cannot be written ({reason}); {kept_snapshots(folder)}") from error
+        with atomic_folder(place) as temporary:
+            torch.save({**state.common_part(), "processes": parts}, temporary / "state.pt")
+            record = {
+                "progress": asdict(state.progress),
+                "epoch": state.progress.epoch,
+                "offset_in_epoch": state.progress.offset,
+                "settings": settings,
+                "sha256": sha256(temporary / "state.pt"),
+            }
+            (temporary / "state.json").write_text(json.dumps(record, indent=2) + "\n")
     return place
-
-
-def _write_snapshot(place: Path, content: dict[str, Any], progress: Progress, settings: dict[str, Any]) -> None:
-    with atomic_folder(place) as temporary:
-        torch.save(content, temporary / "state.pt")
-        record = {
-            "progress": asdict(progress),
-            "epoch": progress.epoch,
-            "offset_in_epoch": progress.offset,
-            "settings": settings,
-            "sha256": sha256(temporary / "state.pt"),
-        }
-        (temporary / "state.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def kept_snapshots(folder: Path) -> str:
     """What a run that has to end leaves to go on from, as the end of a message."""
     places = list_snapshots(folder)
-    if not places:
-        return "no snapshot is there yet: make room and start again"
-    return f"{places[-1]} is kept: make room and continue with resume=auto"
+    return f"{places[-1]} is kept, resume=auto goes on from it" if places else "no snapshot was written before"
 
 
 def clean_snapshots(folder: Path, keep_last: int, keep_every: int | None) -> None:

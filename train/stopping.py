@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from enum import IntEnum
 from types import FrameType
 from typing import Any
@@ -22,6 +23,8 @@ import torch.distributed as dist
 
 from common.errors import UserError
 
+PATIENCE = timedelta(hours=1)
+"""How long a process waits for the others, while one reads a slow disk or compiles."""
 _LAUNCHER_MARKS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun and `accelerate launch`
 _ECHO_SECONDS = 3.0
 """Ctrl-C reaches launcher and trainers alike, and the launcher passes it on: within this time it is one signal."""
@@ -58,7 +61,7 @@ class StopListener:
         self.parent = os.getppid() if any(mark in os.environ for mark in _LAUNCHER_MARKS) else None
         # The flags travel between the hosts on the CPU, so that no GPU is waited for.
         several = dist.is_initialized() and dist.get_world_size() > 1
-        self.group: Any = dist.new_group(backend="gloo") if several else None
+        self.group: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if several else None
         self._announced: float | None = None
         self._pipe, self._signals = os.pipe()
         os.set_blocking(self._signals, False)
