@@ -1,7 +1,8 @@
 # make demo   train the demo pair, evaluate both, show the table (about 5 minutes on two CPU cores);
 #             again: continue what was stopped; `rm -r runs/demo` trains anew
 # make test   linter, type checker, tests
-# make check  the same with the slow tests
+# make check  the same with the slow tests: kills, damage, long runs, broken lines
+# make coverage  the share of lines that `make test` runs, commands in processes of their own included
 # make test-lowest  the tests with the lowest versions that pyproject.toml allows, in .venv-lowest (Python 3.11 or 3.12)
 # make bench  the benchmarks
 PYTHON ?= python3
@@ -11,7 +12,7 @@ LOWEST := .venv-lowest
 export OMP_WAIT_POLICY := PASSIVE
 RUNS := runs/demo
 
-.PHONY: demo test check test-lowest bench clean
+.PHONY: demo test check coverage test-lowest bench clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -42,6 +43,9 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+coverage: .venv/installed-dev
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-fail-under=90
 
 $(LOWEST)/installed: pyproject.toml
 	$(PYTHON) -m venv --clear $(LOWEST)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from pytorch_grad_cam.metrics.road import NoisyLinearImputer
+from scipy.integrate import trapezoid
 from scipy.ndimage import gaussian_filter
 from scipy.stats import pearsonr
 from torch import nn
@@ -181,6 +182,8 @@ def test_substrates_are_not_mixed_up_when_several_are_asked_for(net, images, map
 
 def test_area():
     assert area(torch.tensor([[1.0, 0.0], [1.0, 1.0]])).tolist() == [0.5, 1.0]
+    curves = torch.rand(3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(area(curves).numpy(), trapezoid(curves.numpy(), dx=1 / 6, axis=1))
 
 
 def test_saliency_metric(net, images):
