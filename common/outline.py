@@ -1,0 +1,61 @@
+"""A model without its memory: built on the meta device, where tensors have shapes only, and within limits.
+
+So what a stranger's checkpoint asks for can be compared with its weight file before anything is allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from common.errors import UserError, first_line
+
+MOST_TENSORS = 20_000
+"""Parameters and buffers; the largest model of timm 1.0.31 has some thousands."""
+
+
+def outline(build: Callable[[], nn.Module], most_bytes: int, where: str) -> nn.Module:
+    """Build a model on the meta device.
+
+    Args:
+        build: makes it.
+        most_bytes: what its parameters and buffers, those later replaced included, may take together.
+        where: what describes the model, for the message.
+
+    Returns:
+        The model; its tensors have no values.
+
+    Raises:
+        UserError: it cannot be built, or is larger than allowed; then building stops at once.
+    """
+    tensors = total = 0
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal tensors, total
+        if tensor is not None:
+            tensors, total = tensors + 1, total + tensor.numel() * tensor.element_size()
+        if tensors > MOST_TENSORS or total > most_bytes:
+            raise UserError(
+                f"{where} describes a model of more than {tensors - 1:,} tensors and {most_bytes / 2**30:.1f} GiB, "
+                "larger than its weight file. Get the checkpoint again from where it was published"
+            )
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        with torch.device("meta"):
+            return build()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{where} describes a model that cannot be built ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
