@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import itertools
+import math
 import platform
 import re
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import nn
 
 from common.atomic import atomic_folder
 from common.checkpoint_config import CheckpointConfig, config_text, parse_config
+from common.dcls import DclsConv2d
 from common.errors import UserError
 from common.model_card import model_card
 from common.outline import outline
@@ -146,8 +148,23 @@ def load_checkpoint(folder: Path | str) -> tuple[nn.Module, CheckpointConfig]:
     # Fresh, as all values come from the file.
     spec = config.dcls and dataclasses.replace(config.dcls, init="fresh")
     build = functools.partial(create_model, config.model, config.num_classes, dcls=spec, **config.model_args)
-    described = outline(build, 16 * path.stat().st_size + _SPARE_BYTES, str(folder / "config.json"))
+    most = 16 * path.stat().st_size + _SPARE_BYTES
+    described = outline(build, most, str(folder / "config.json"))
     check_shapes(described, stored_shapes(path), str(path))
+    if (dense := _dense_bytes(described)) > most:
+        raise UserError(
+            f"{folder / 'config.json'}: with dcls.dilated_kernel_size {spec and spec.dilated_kernel_size} the dense "
+            f"kernels would take {dense / 2**30:.1f} GiB. Get the checkpoint again from where it was published"
+        )
     model = build()
     load_state(model, read_weights(path), str(path))
     return model.eval(), config
+
+
+def _dense_bytes(model: nn.Module) -> int:
+    """Memory of all kernels of DCLS layers once they are folded, in float32."""
+    layers = (layer for layer in model.modules() if isinstance(layer, DclsConv2d))
+    return sum(
+        4 * layer.out_channels * layer.in_channels // layer.groups * math.prod(layer.dilated_kernel_size)
+        for layer in layers
+    )

@@ -19,7 +19,7 @@ from typing import Any
 from torchvision.transforms import InterpolationMode
 
 from common.dcls import INTERPOLATIONS
-from common.dcls_spec import INITS, WEIGHT_INITS, DclsSpec
+from common.dcls_spec import INITS, MOST_PIXELS, WEIGHT_INITS, DclsSpec
 from common.errors import UserError, first_line
 from common.kinds import (
     FIGURE,
@@ -29,6 +29,7 @@ from common.kinds import (
     Kind,
     check_table,
     either,
+    line,
     listed,
     number,
     one_of,
@@ -84,19 +85,19 @@ class CheckpointConfig:
     """Version of this layout."""
 
 
-_LINE, _NAME = text(1000), text(300)
+_LINE = line(1000)
 _DIGEST = Kind("a SHA-256 in hexadecimal", lambda v: isinstance(v, str) and bool(re.fullmatch("[0-9a-f]{64}", v)))
 _FIELDS = {
-    "model": _NAME,
+    "model": _LINE,
     "num_classes": whole(1, MOST_CLASSES),
     "transform": TABLE,
     "dcls": either(TABLE, NOTHING),
     "model_args": TABLE,
-    "classes": either(listed(_NAME, 1, MOST_CLASSES), NOTHING),
+    "classes": either(listed(_LINE, 1, MOST_CLASSES), NOTHING),
     "recipe": TABLE,
     "metrics": table_of(either(FIGURE, FLAG, _LINE, NOTHING)),
     "command": text(100_000),
-    "license": _LINE,
+    "license": text(1000),
     "shared": table_of(_LINE),
     "versions": table_of(_LINE),
     "weights_sha256": _DIGEST,
@@ -115,8 +116,8 @@ _TRANSFORM = {
 _TRANSFORM_REQUIRED = ("resize", "crop", "interpolation", "mean", "std")
 _DCLS = {
     "interpolation": one_of(*INTERPOLATIONS),
-    "dilated_kernel_size": whole(1, 255),
-    "kernel_count": whole(1, 255**2),
+    "dilated_kernel_size": whole(1, MOST_PIXELS),
+    "kernel_count": whole(1, MOST_PIXELS**2),
     "rule": either(_LINE, listed(_LINE, 1, 10_000)),
     "share_positions": FLAG,
     "weight_init": one_of(*WEIGHT_INITS),

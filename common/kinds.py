@@ -40,9 +40,14 @@ def one_of(*known: str) -> Kind:
     return Kind(f"one of {', '.join(map(repr, known))}", lambda v: isinstance(v, str) and v in known)
 
 
+def line(longest: int) -> Kind:
+    """Text of one line, without control characters."""
+    return Kind(f"a line of text of at most {longest} characters", lambda v: _is_text(v, longest, _NOT_IN_A_LINE))
+
+
 def text(longest: int) -> Kind:
-    """Text of one line, without control characters and halves of surrogate pairs, which no file takes."""
-    return Kind(f"a line of text of at most {longest} characters", lambda v: _is_line(v) and len(v) <= longest)
+    """Text of any number of lines."""
+    return Kind(f"text of at most {longest} characters", lambda v: _is_text(v, longest, _NOT_IN_TEXT))
 
 
 def either(*kinds: Kind) -> Kind:
@@ -97,5 +102,13 @@ def check_table(
             raise UserError(f"{where}: {prefix}{key} is missing; it must be {kinds[key].words}")
 
 
-def _is_line(value: Any) -> bool:
-    return isinstance(value, str) and not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in value)
+_NOT_IN_TEXT = ("Cs",)  # halves of surrogate pairs, which no file takes
+_NOT_IN_A_LINE = ("Cs", "Cc", "Zl", "Zp")  # controls, and what ends a line or paragraph
+
+
+def _is_text(value: Any, longest: int, without: tuple[str, ...]) -> bool:
+    return (
+        isinstance(value, str)
+        and len(value) <= longest
+        and not any(unicodedata.category(character) in without for character in value)
+    )
