@@ -138,7 +138,9 @@ def _read_settings(folder: RunFolder) -> tuple[Settings, str]:
 def _class_names(folder: RunFolder, outputs: int) -> list[str] | None:
     """A line for each output, or None where the data has no names or not as many."""
     names = json.loads(folder.classes.read_text()) if folder.classes.is_file() else []
-    return [" ".join(name.split()) for name in names] if len(names) == outputs else None
+    if len(names) != outputs:
+        return None
+    return [" ".join("".join(c if c.isprintable() else " " for c in name).split()) for name in names]
 
 
 def _metrics(folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
