@@ -12,6 +12,10 @@ from typing import Any
 from common.errors import UserError, did_you_mean
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 80
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a value must be."""
@@ -94,9 +98,9 @@ def check_table(
     """
     for key, value in values.items():
         if key not in kinds:
-            raise UserError(f"{where}: unknown key {reprlib.repr(prefix + key)}; {did_you_mean(key[:100], kinds)}")
+            raise UserError(f"{where}: unknown key {_SHORT.repr(prefix + key)}; {did_you_mean(key[:100], kinds)}")
         if not kinds[key].fits(value):
-            raise UserError(f"{where}: {prefix}{key} is {reprlib.repr(value)}; it must be {kinds[key].words}")
+            raise UserError(f"{where}: {prefix}{key} is {_SHORT.repr(value)}; it must be {kinds[key].words}")
     for key in required:
         if key not in values:
             raise UserError(f"{where}: {prefix}{key} is missing; it must be {kinds[key].words}")
