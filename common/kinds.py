@@ -11,7 +11,6 @@ from typing import Any
 
 from common.errors import UserError, did_you_mean
 
-
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 80
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import pickle
 import zipfile
@@ -75,7 +76,7 @@ def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
             ".safetensors where it was made, or get it again from its source."
         ) from error
     except Exception as error:  # whatever a damaged file makes of torch's and zipfile's readers
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # to seek a place before the start
             raise
         raise UserError(
             f"{path} is not a readable weight file ({type(error).__name__}: {first_line(error)}). It may be damaged "
