@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
 from common.errors import UserError
 from common.weights import load_state, read_weights, stored_shapes
+from tests.faults.damage import DAMAGE, damaged
 
 ROOT = Path(__file__).parents[2]
 
@@ -160,30 +160,6 @@ FORMATS = {
     "safetensors": lambda state, path: save_file(state, path),
     "bare pickle": lambda state, path: path.write_bytes(pickle.dumps({"a": 1})),
 }
-DAMAGE = st.lists(
-    st.tuples(st.sampled_from(["flip", "cut", "drop", "repeat", "zero"]), st.floats(0, 1), st.integers(0, 255)),
-    min_size=1,
-    max_size=3,
-)
-
-
-def damaged(content: bytes, damage) -> bytes:
-    data = bytearray(content)
-    for kind, where, how in damage:
-        place = min(int(where * len(data)), len(data) - 1)
-        if place < 0:
-            break
-        if kind == "flip":
-            data[place] ^= 1 << how % 8
-        elif kind == "cut":
-            del data[place:]
-        elif kind == "drop":
-            del data[place : place + 1 + how]
-        elif kind == "repeat":
-            data[place:place] = data[place : place + 1 + how]
-        else:
-            data[place : place + 1 + how] = bytes(len(data[place : place + 1 + how]))
-    return bytes(data)
 
 
 @pytest.mark.parametrize("form", FORMATS)
