@@ -6,9 +6,13 @@ from hypothesis import strategies as st
 
 Damage = Sequence[tuple[str, float, int]]
 DAMAGE = st.lists(
-    st.tuples(st.sampled_from(["flip", "cut", "drop", "repeat", "zero"]), st.floats(0, 1), st.integers(0, 255)),
+    st.tuples(
+        st.sampled_from(["flip", "digit", "cut", "drop", "repeat", "zero"]),
+        st.integers(0, 2**16).map(lambda n: n / 2**16),
+        st.integers(0, 255),
+    ),
     min_size=1,
-    max_size=3,
+    max_size=2,
 )
 
 
@@ -21,6 +25,9 @@ def damaged(content: bytes, damage: Damage) -> bytes:
             break
         if kind == "flip":
             data[place] ^= 1 << how % 8
+        elif kind == "digit":
+            place = next((n for n in range(place, len(data)) if data[n : n + 1].isdigit()), place)
+            data[place : place + 1] = b"%d" % (how % 10)
         elif kind == "cut":
             del data[place:]
         elif kind == "drop":
