@@ -7,63 +7,29 @@ it was made) and `README.md` (a model card). See `checkpoints/README.md` for the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import itertools
-import json
+import math
 import platform
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import nn
 
 from common.atomic import atomic_folder
-from common.dcls_spec import DclsSpec
+from common.checkpoint_config import CheckpointConfig, config_text, parse_config
+from common.dcls import DclsConv2d
 from common.errors import UserError
 from common.model_card import model_card
-from common.transform import ModelTransform
-from common.weights import distinct_state, load_state, read_weights, sha256
+from common.outline import outline
+from common.weights import check_shapes, distinct_state, load_state, read_weights, sha256, stored_shapes
 from common.zoo import create_model
 
-FORMAT = 1
 _FILES = ("config.json", "model.safetensors")
 _LIBRARIES = ("dcls-align", "torch", "torchvision", "timm", "dcls", "accelerate", "datasets", "safetensors")
-
-
-@dataclass
-class CheckpointConfig:
-    """What `config.json` holds."""
-
-    model: str
-    """A name of the zoo, or `timm:ARCHITECTURE`."""
-    num_classes: int
-    """Number of outputs."""
-    transform: ModelTransform
-    """Preprocessing the model was trained for."""
-    dcls: DclsSpec | None = None
-    """Surgery, or None for a plain model."""
-    model_args: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the architecture."""
-    classes: list[str] | None = None
-    """Name of every class, in order of index, where known."""
-    recipe: dict[str, Any] = field(default_factory=dict)
-    """The resolved configuration of the run."""
-    metrics: dict[str, Any] = field(default_factory=dict)
-    """Figures measured at the end of training, by name."""
-    command: str = ""
-    """The command that made it."""
-    license: str = "MIT"
-    """Licence of the weights."""
-    shared: dict[str, str] = field(default_factory=dict)
-    """For every further name of a shared tensor, the name under which it is stored."""
-    versions: dict[str, str] = field(default_factory=dict)
-    """Versions of Python, this code and the libraries."""
-    weights_sha256: str = ""
-    """SHA-256 of `model.safetensors`."""
-    format: int = FORMAT
-    """Version of this layout."""
+_SPARE_BYTES = 2**30  # of a model beyond 16 times its weight file: kernels before surgery, buffers that are not saved
 
 
 def library_versions() -> dict[str, str]:
@@ -116,11 +82,14 @@ def save_checkpoint(
     Args:
         folder: where to.
         model: an unwrapped model of the zoo, not folded.
-        config: everything but `shared`, `versions` and `weights_sha256`, which are filled in here.
+        config: everything but `shared`, `versions`, `weights_sha256` and `config_sha256`, which are filled in here.
         pictures: PNG files for the card, content by file name.
 
     Returns:
         The configuration as written.
+
+    Raises:
+        UserError: the configuration is one that `read_config` would refuse.
     """
     tensors, aliases = distinct_state(model)
     with atomic_folder(folder) as temporary:
@@ -132,7 +101,9 @@ def save_checkpoint(
         config = dataclasses.replace(
             config, shared=aliases, versions=library_versions(), weights_sha256=sha256(weights)
         )
-        (temporary / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        text, digest = config_text(config, folder / "config.json")
+        config = dataclasses.replace(config, config_sha256=digest)
+        (temporary / "config.json").write_text(text)
         (temporary / "README.md").write_text(model_card(folder.name, dataclasses.asdict(config), list(pictures or {})))
         for name, content in (pictures or {}).items():
             (temporary / name).write_bytes(content)
@@ -153,23 +124,17 @@ def read_config(folder: Path) -> CheckpointConfig:
             f"{folder} is not a whole checkpoint: {', '.join(absent)} is missing. A checkpoint holds "
             f"{' and '.join(_FILES)}; publish it again or copy the folder again."
         )
-    path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.get("format") != FORMAT:
-            raise UserError(f"{path}: format {raw.get('format')!r}; this version reads format {FORMAT}")
-        raw["transform"] = ModelTransform(**{k: _tuple(v) for k, v in raw["transform"].items()})
-        raw["dcls"] = DclsSpec(**raw["dcls"]) if raw.get("dcls") else None
-        return CheckpointConfig(**raw)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); publish the checkpoint again") from error
+    return parse_config(folder / "config.json")
 
 
 def load_checkpoint(folder: Path | str) -> tuple[nn.Module, CheckpointConfig]:
     """Build a checkpoint's model, in evaluation mode on the CPU, its positions shared again.
 
+    Nothing of the model's size is allocated before names and shapes were compared with the weight file's head.
+
     Raises:
-        UserError: a file is absent, a byte has changed, or names and shapes do not fit.
+        UserError: a file is absent, a byte has changed, the configuration is not one this version reads, or names
+            and shapes do not fit.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -182,10 +147,24 @@ def load_checkpoint(folder: Path | str) -> tuple[nn.Module, CheckpointConfig]:
         )
     # Fresh, as all values come from the file.
     spec = config.dcls and dataclasses.replace(config.dcls, init="fresh")
-    model = create_model(config.model, config.num_classes, dcls=spec, **config.model_args)
+    build = functools.partial(create_model, config.model, config.num_classes, dcls=spec, **config.model_args)
+    most = 16 * path.stat().st_size + _SPARE_BYTES
+    described = outline(build, most, str(folder / "config.json"))
+    check_shapes(described, stored_shapes(path), str(path))
+    if (dense := _dense_bytes(described)) > most:
+        raise UserError(
+            f"{folder / 'config.json'}: with dcls.dilated_kernel_size {spec and spec.dilated_kernel_size} the dense "
+            f"kernels would take {dense / 2**30:.1f} GiB. Get the checkpoint again from where it was published"
+        )
+    model = build()
     load_state(model, read_weights(path), str(path))
     return model.eval(), config
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _dense_bytes(model: nn.Module) -> int:
+    """Memory of all kernels of DCLS layers once they are folded, in float32."""
+    layers = (layer for layer in model.modules() if isinstance(layer, DclsConv2d))
+    return sum(
+        4 * layer.out_channels * layer.in_channels // layer.groups * math.prod(layer.dilated_kernel_size)
+        for layer in layers
+    )

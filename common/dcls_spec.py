@@ -36,6 +36,9 @@ WEIGHT_INITS: dict[str, Callable[[Tensor], object]] = {
 
 INITS = ("fresh", "preserve")
 
+MOST_PIXELS = 1023
+"""Side of the largest dilated kernel, larger than any image a network sees in practice."""
+
 
 @dataclass(frozen=True)
 class DclsSpec:
@@ -77,12 +80,14 @@ class DclsSpec:
             raise ValueError(f"DclsSpec.rule is {self.rule!r}; a list holds names of modules or patterns")
         else:
             object.__setattr__(self, "rule", tuple(self.rule))  # JSON and YAML know lists only
-        for name, number in (
-            ("dilated_kernel_size", self.dilated_kernel_size),
-            ("kernel_count", self.kernel_count),
+        for name, number, most in (
+            ("dilated_kernel_size", self.dilated_kernel_size, MOST_PIXELS),
+            ("kernel_count", self.kernel_count, MOST_PIXELS**2),
         ):
             if number < 1:
                 raise ValueError(f"DclsSpec.{name} is {number}; it must be at least 1")
+            if number > most:
+                raise ValueError(f"DclsSpec.{name} is {number}; it must be at most {most}")
         if self.init == "preserve" and self.kernel_count > self.dilated_kernel_size**2:
             raise ValueError(
                 f"DclsSpec.kernel_count is {self.kernel_count}; to preserve a function there must not be more elements "

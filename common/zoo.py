@@ -15,7 +15,8 @@ from torch import nn
 
 from common.dcls_spec import DclsSpec
 from common.demo_net import DemoNet
-from common.errors import UserError, did_you_mean
+from common.errors import UserError, did_you_mean, first_line
+from common.model_arguments import check_arguments
 from common.surgery import Replaced, replace_convs
 from common.transform import ModelTransform
 
@@ -193,7 +194,7 @@ def create_model(
         dcls: surgery to apply instead of the zoo's.
         pretrained: load the plain model's weights from the hub by the explicit tag, before any surgery; those of
             replaced layers are kept with `init="preserve"` only.
-        model_args: passed to the timm architecture, such as `drop_path_rate`.
+        model_args: passed to the architecture, such as `drop_path_rate`; those of `common.model_arguments` only.
 
     Returns:
         A model with timm's interface: `forward_features` (B, 3, H, W) -> last feature map,
@@ -227,6 +228,7 @@ def create_plain(
 ) -> nn.Module:
     """A named model before any surgery; see `create_model`."""
     entry = lookup(name)
+    check_arguments(model_args, name)
     classes = entry.num_classes if num_classes is None else num_classes
     if entry.architecture == "demo_net" and pretrained:
         raise UserError(f"{name} has no weights on the hub; its checkpoint is checkpoints/{name}")
@@ -238,15 +240,18 @@ def create_plain(
             model: nn.Module = DemoNet(num_classes=classes, **model_args)
         else:
             model = timm.create_model(weights, pretrained=pretrained, num_classes=classes, **model_args)
-    except TypeError as error:
-        raise UserError(f"{name}: the architecture refuses its arguments {model_args}: {error}") from error
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        if pretrained and isinstance(error, OSError | RuntimeError):
+            raise UserError(
+                f"{name}: the weights {weights} could not be fetched ({reason}). Without a "
+                f"connection, give a local file: --ckpt FILE --model {name}, or init_from=FILE to train from it"
+            ) from error
+        if not model_args:
             raise
-        raise UserError(
-            f"{name}: the weights {weights} could not be fetched ({type(error).__name__}: {error}). Without a "
-            f"connection, give a local file: --ckpt FILE --model {name}, or init_from=FILE to train from it"
-        ) from error
+        raise UserError(f"{name}: the architecture refuses its arguments {model_args} ({reason})") from error
     return model
 
 

@@ -62,14 +62,15 @@ def publish_run(run: Path, name: str, checkpoints: Path, overwrite: bool = False
     for key in _LOCAL:
         group, _, last = key.rpartition(".")
         (recipe[group] if group else recipe).pop(last)
+    outputs = int(settings.num_classes or lookup(settings.model).num_classes)
     words = [word for word in shlex.split(command) if word.partition("=")[0] not in _LOCAL]
     config = CheckpointConfig(
         model=settings.model,
-        num_classes=int(settings.num_classes or lookup(settings.model).num_classes),
+        num_classes=outputs,
         transform=model_transform(settings),
         dcls=spec,
         model_args=settings.model_args,
-        classes=json.loads(folder.classes.read_text()) if folder.classes.is_file() else None,
+        classes=_class_names(folder, outputs),
         recipe=recipe,
         metrics=_metrics(folder, record),
         command=shlex.join(words),
@@ -132,6 +133,14 @@ def _read_settings(folder: RunFolder) -> tuple[Settings, str]:
     assert isinstance(settings, Settings)
     first = text.partition("\n")[0]
     return settings, first.removeprefix("# ") if first.startswith("# ") else ""
+
+
+def _class_names(folder: RunFolder, outputs: int) -> list[str] | None:
+    """A line for each output, or None where the data has no names or not as many."""
+    names = json.loads(folder.classes.read_text()) if folder.classes.is_file() else []
+    if len(names) != outputs:
+        return None
+    return [" ".join("".join(c if c.isprintable() else " " for c in name).split()) for name in names]
 
 
 def _metrics(folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:

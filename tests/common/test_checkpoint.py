@@ -1,7 +1,9 @@
 """The checkpoint folder: a round trip, shared positions stored once, and every way a folder can be damaged."""
 
 import dataclasses
+import hashlib
 import json
+import logging
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from common.checkpoint import CheckpointConfig, load_checkpoint, save_checkpoint
 from common.errors import UserError
 from common.surgery import DclsSpec, position_groups
 from common.zoo import create_model, lookup
+from tests.common.checkpoint_edits import ABSENT, edit, put
 
 
 def make_config(**changes) -> CheckpointConfig:
@@ -80,10 +83,8 @@ def test_every_field_of_a_surgery_comes_back(tmp_path):
 
 
 def test_a_checkpoint_of_before_the_newer_fields_loads(folder):
-    path = folder / "config.json"
-    raw = json.loads(path.read_text())
-    raw["dcls"] = {k: raw["dcls"][k] for k in ("interpolation", "dilated_kernel_size", "kernel_count")}
-    path.write_text(json.dumps(raw))
+    older = ("interpolation", "dilated_kernel_size", "kernel_count")
+    edit(folder, lambda raw: raw.update(dcls={key: raw["dcls"][key] for key in older}))
     assert load_checkpoint(folder)[1].dcls == lookup("demo_dcls").dcls
 
 
@@ -132,6 +133,42 @@ def test_a_changed_byte_is_noticed(folder):
         load_checkpoint(folder)
 
 
+def test_the_checksum_of_a_config_is_that_of_its_entries_as_sorted_json_without_spaces(folder):
+    raw = json.loads((folder / "config.json").read_text())
+    stated = raw.pop("config_sha256")
+    text = json.dumps(raw, sort_keys=True, separators=(",", ":"))
+    assert text.startswith('{"classes":null,"command":"python train/main.py recipe=demo_dcls","dcls":{"dilated_kernel_')
+    assert stated == hashlib.sha256(text.encode()).hexdigest() == load_checkpoint(folder)[1].config_sha256
+
+
+def test_another_layout_of_the_same_config_is_no_damage(folder):
+    edit(folder, lambda raw: None, signed=False)  # one line, instead of indented ones
+    assert load_checkpoint(folder)[1].metrics == {"top1": 91.25}
+
+
+def test_a_checkpoint_of_before_the_checksum_loads_with_a_note(folder, caplog):
+    put(folder, "config_sha256", ABSENT, signed=False)
+    with caplog.at_level(logging.WARNING):
+        assert load_checkpoint(folder)[1].config_sha256 == ""
+    assert "config.json has no config_sha256: a change in it would not be noticed" in caplog.text
+
+
+def test_figures_that_are_not_finite_are_published_as_null(tmp_path):
+    config = make_config(metrics={"loss": float("nan"), "top1": 1.5}, recipe={"limits": [float("inf"), 1.0]})
+    save_checkpoint(tmp_path / "x", create_model("demo_dcls"), config)
+    found = load_checkpoint(tmp_path / "x")[1]
+    assert (found.metrics, found.recipe) == ({"loss": None, "top1": 1.5}, {"limits": [None, 1.0]})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_classes": 0}, {"classes": ["a", "b"]}, {"model_args": {"act_layer": "relu"}}]
+)
+def test_what_could_not_be_read_is_not_written(tmp_path, changes):
+    with pytest.raises(UserError, match=rf"config\.json.*{next(iter(changes))}"):
+        save_checkpoint(tmp_path / "x", create_model("demo_dcls"), make_config(**changes))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"format": 1}', '{"format": 99}', "[]"])
 def test_a_damaged_config_is_an_error_of_one_line(folder, text):
     (folder / "config.json").write_text(text)
@@ -140,11 +177,8 @@ def test_a_damaged_config_is_an_error_of_one_line(folder, text):
 
 
 def test_all_misfits_are_reported_at_once(folder):
-    path = folder / "config.json"
-    raw = json.loads(path.read_text())
-    raw["dcls"]["kernel_count"] += 1
-    raw["num_classes"] = 5
-    path.write_text(json.dumps(raw))
+    put(folder, "dcls|kernel_count", 23)
+    put(folder, "num_classes", 5)
     with pytest.raises(UserError) as caught:
         load_checkpoint(folder)
     message = str(caught.value)
