@@ -104,14 +104,12 @@ def make_plans(
     for text, reasons in misfits.items():
         if len(reasons) == len(plans):
             raise UserError(f"{text}: {next(iter(reasons.values()))}")
-    told = unfit + [
-        f"{name}: {text}: {reason}" for text, reasons in misfits.items() for name, reason in reasons.items()
-    ]
+    told = [f"{name}: {text}: {reason}" for text, reasons in misfits.items() for name, reason in reasons.items()]
     plans = [_without(plan, [text for text, reasons in misfits.items() if plan.name in reasons]) for plan in plans]
     told += [
         f"{plan.name}: no explainer is left, so it is not measured" for plan in plans if not plan.options.explainers
     ]
-    return [plan for plan in plans if plan.options.explainers], told
+    return [plan for plan in plans if plan.options.explainers], unfit + told
 
 
 def _check_classes(subject: Subject, data: EvalData) -> None:
@@ -126,7 +124,8 @@ def not_finite(subject: Subject, options: RunOptions) -> str:
     """Why a model cannot be measured, as its weights or what it makes of an image of noise are not finite; or ''."""
     for name, values in subject.model.state_dict().items():
         if not values.isfinite().all():
-            return f"{subject.name}: {name} holds {_first_not_finite(values)}: its training diverged, or its file is damaged"
+            held = _first_not_finite(values)
+            return f"{subject.name}: {name} holds {held}: its training diverged, or its file is damaged"
     with torch.no_grad():
         logits = subject.model(_noise(subject, options))
     if not logits.isfinite().all():

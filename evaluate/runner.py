@@ -191,9 +191,8 @@ def _check_logits(logits: Tensor, batch: Batch) -> None:
     """An image whose logits are not finite has no predicted class and no gradient: the network is at fault."""
     finite = logits.isfinite().all(1).tolist()
     if not all(finite):
-        raise UserError(
-            f"its logits of image {batch.image_ids[finite.index(False)]} are not finite, so it is not scored"
-        )
+        image = batch.image_ids[finite.index(False)]
+        raise UserError(f"its logits of image {image} are not finite, so it is not scored")
 
 
 class HumanMaps:
