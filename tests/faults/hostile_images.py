@@ -26,21 +26,18 @@ def jpeg_head(width: int, height: int, progressive: bool = False) -> bytes:
 
 def png(width: int, height: int, content: bytes | None = None, text: bytes = b"") -> bytes:
     """A grey PNG; without `content` all of its pixels are there, and black."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     rows = zlib.compress(bytes((width + 1) * height)) if content is None else content
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + text + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    head = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + text + _chunk(b"IDAT", rows) + _chunk(b"IEND", b"")
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def png_with_text(count: int) -> bytes:
     """A small PNG whose comment unpacks to so many bytes."""
-    data = b"Comment\0\0" + zlib.compress(bytes(count))
-    return png(
-        40, 30, text=struct.pack(">I", len(data)) + b"zTXt" + data + struct.pack(">I", zlib.crc32(b"zTXt" + data))
-    )
+    return png(40, 30, text=_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(count))))
 
 
 def gif(screen: tuple[int, int], frame: tuple[int, int]) -> bytes:

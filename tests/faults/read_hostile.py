@@ -10,6 +10,8 @@ import json
 import resource
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from common.transform import ModelTransform
@@ -23,11 +25,11 @@ ROOM = 400 * 2**20
 SECONDS = 10
 
 
-def train_and_validate(folder: Path) -> dict[str, str]:
-    """What the trainer's two readers say of the only image of a data set."""
-    sources = zip(("train", "validate"), open_data(load_settings(["recipe=convnext_t", f"data.root={folder}"])))
-    found = {name: source.__getitems__([SampleKey(0, 0, 0)]) for name, source in sources}
-    return {name: batch.message if isinstance(batch, LoadFailure) else "decoded" for name, batch in found.items()}
+def train_and_validate(folder: Path, which: int) -> str:
+    """What the trainer's reader, or that of its validation, says of the only image of a data set."""
+    source = open_data(load_settings(["recipe=convnext_t", f"data.root={folder}"]))[which]
+    batch = source.__getitems__([SampleKey(0, 0, 0)])
+    return batch.message if isinstance(batch, LoadFailure) else "decoded"
 
 
 def evaluate(folder: Path) -> str:
@@ -56,19 +58,33 @@ def main(root: Path) -> dict[str, dict[str, str]]:
     for folder in folders:
         found[folder.name] = read(folder)
     files = [folder / "train" / "a" / folder.name for folder in folders]
-    lines = explain([sound, *files], root / "out" / "all").splitlines()
+    try:
+        lines = explain([sound, *files], root / "out" / "all").splitlines()
+    except Exception as error:
+        lines = [f"raised {error!r} {' '.join(map(str, files))}"]
     for folder, file in zip(folders, files):
         found[folder.name]["explain"] = next((line for line in lines if str(file) in line), "nothing")
     return found
 
 
+READERS: dict[str, Callable[[Path], str]] = {
+    "train": partial(train_and_validate, which=0),
+    "validate": partial(train_and_validate, which=1),
+    "evaluate": evaluate,
+}
+
+
 def read(folder: Path) -> dict[str, str]:
     """What each reader says of the image of a folder; the process dies where it takes too long."""
-    signal.alarm(SECONDS)
-    try:
-        return train_and_validate(folder) | {"evaluate": evaluate(folder)}
-    finally:
+    found = {}
+    for name, reader in READERS.items():
+        signal.alarm(SECONDS)
+        try:
+            found[name] = reader(folder)
+        except Exception as error:
+            found[name] = f"raised {error!r}"
         signal.alarm(0)
+    return found
 
 
 if __name__ == "__main__":

@@ -19,10 +19,8 @@ READERS = ("train", "validate", "evaluate", "explain")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
     """What each reader says of each file; a stand-in for Ghostscript would leave a mark."""
     root = tmp_path_factory.mktemp("hostile")
-    for name, content in {
-        "sound.png": encoded("PNG"),
-        **{name: content for name, (content, _) in HOSTILE.items()},
-    }.items():
+    contents = {"sound.png": encoded("PNG"), **{name: content for name, (content, _) in HOSTILE.items()}}
+    for name, content in contents.items():
         for part in ("train", "val"):
             place = root / "files" / name / part / "a" / name
             place.parent.mkdir(parents=True)
