@@ -5,10 +5,10 @@ What is decided here, for all of them:
 - Formats: those of `FORMATS`, told by their first bytes, whatever the file is called. Pillow knows more, some of which
   start other programs (PostScript starts Ghostscript).
 - Limits: `MAX_BYTES`, `MAX_PIXELS` and `MAX_RATIO`; the last two are asked of the header, before memory is.
-- JPEG is decoded by libjpeg-turbo (simplejpeg), where that does not fit, and in all other formats, by Pillow. Both
-  give the same bits.
-- Left alone, as the study's and timm's loaders do: the orientation in EXIF, and colour profiles. Transparency is
-  dropped: the colours count that lie below it. Of an animation the first frame is taken.
+- JPEG is decoded by libjpeg-turbo (simplejpeg), CMYK and all other formats by Pillow. Where both could, they give the
+  same bits.
+- Left alone, as by the study's and timm's loaders: colour profiles, and orientation in EXIF (of TIFF alone Pillow
+  follows it). Transparency is dropped: the colours below it count. Of an animation the first frame is taken.
 - 16 bits a channel become 8 by their upper byte, in grey as Pillow does it in colour.
 - 32-bit and floating-point grey is refused: the file does not say which values are black and white.
 """
@@ -90,11 +90,12 @@ def decode_image(content: bytes, where: str) -> Image.Image:
     """
     if content[:2] == b"\xff\xd8":
         try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(content)
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
             _check_size(width, height, where)
-            return Image.fromarray(simplejpeg.decode_jpeg(content, "RGB"))
+            if colours not in ("CMYK", "YCCK"):  # whose bits differ from Pillow's by 1
+                return Image.fromarray(simplejpeg.decode_jpeg(content, "RGB"))
         except ValueError:
-            pass  # CMYK and other kinds that only Pillow converts; it also has the last word on damage
+            pass  # Pillow has the last word on damage
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_size(*image.size, where)

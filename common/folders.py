@@ -18,9 +18,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 def scan_class_folders(root: Path, layout: str) -> tuple[list[str], list[str], NDArray[np.int64]]:
     """Pictures in class folders and their subfolders; hidden class folders are passed over.
 
-    Links are followed, but no folder is entered twice: not one that leads back to where it came from, nor one that
-    is, or lies in, a class of its own. A pipe or a device that bears a picture's name is listed like a picture, so
-    that whoever reads it is told.
+    Links are followed, but no folder is entered twice in a class, and none that is, holds or lies in a class folder. A
+    pipe or a device that bears a picture's name is listed like a picture, so that whoever reads it is told.
 
     Args:
         root: holds the class folders.
@@ -38,16 +37,16 @@ def scan_class_folders(root: Path, layout: str) -> tuple[list[str], list[str], N
     names = sorted(entry.name for entry in os.scandir(root) if _is_folder(entry) and not entry.name.startswith("."))
     if not names:
         raise UserError(f"{root} holds no class folders; expected {layout}")
-    entered = {os.path.realpath(root): "."}
+    places = {os.path.realpath(root): "."}
     for name in names:
         place = os.path.realpath(root / name)
-        if place in entered:
-            raise UserError(f"class folder {root / name} is a link to {root / entered[place]}; remove one of them")
-        entered[place] = name
+        if place in places:
+            raise UserError(f"class folder {root / name} is a link to {root / places[place]}; remove one of them")
+        places[place] = name
     files: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        found = sorted(_pictures_below(str(root / name), set(entered)))
+        found = sorted(_pictures_below(str(root / name), list(places)[1:]))
         if not found:
             raise UserError(f"class folder {root / name} holds no pictures ({', '.join(SUFFIXES)}); fill or remove it")
         files += found
@@ -55,9 +54,9 @@ def scan_class_folders(root: Path, layout: str) -> tuple[list[str], list[str], N
     return names, files, np.array(labels)
 
 
-def _pictures_below(top: str, entered: set[str]) -> Iterator[str]:
-    """Files with a picture's suffix in a folder and its subfolders, but for those already `entered` (real paths)."""
-    left = [top]
+def _pictures_below(top: str, classes: Sequence[str]) -> Iterator[str]:
+    """Files with a picture's suffix in a class folder and its subfolders; `classes` are the real paths of all."""
+    left, entered = [top], set(classes)
     while left:
         folders = []
         with os.scandir(left.pop()) as entries:
@@ -68,9 +67,14 @@ def _pictures_below(top: str, entered: set[str]) -> Iterator[str]:
                     yield entry.path
         for folder in sorted(folders, key=lambda entry: (entry.is_symlink(), entry.name)):
             place = os.path.realpath(folder.path)
-            if place not in entered:
+            if place not in entered and not (folder.is_symlink() and any(_nested(place, known) for known in classes)):
                 entered.add(place)
                 left.append(folder.path)
+
+
+def _nested(a: str, b: str) -> bool:
+    """Whether one of two folders lies in the other."""
+    return os.path.commonpath((a, b)) in (a, b)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
