@@ -99,9 +99,8 @@ def decode_image(content: bytes, where: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_size(*image.size, where)
-            if image.mode[0] in "IF":
-                image = _grey_of_8_bits(image, where)
-            return image.convert("RGB")
+            grey = image.mode[0] in "IF"
+            return (_grey_of_8_bits(image, where) if grey else image).convert("RGB")
     except UserError:
         raise
     except UnidentifiedImageError as error:
