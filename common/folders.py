@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 
 
 def scan_class_folders(root: Path, layout: str) -> tuple[list[str], list[str], NDArray[np.int64]]:
-    """Pictures in class folders and their subfolders; hidden folders are passed over.
+    """Pictures in class folders and their subfolders; hidden class folders are passed over.
+
+    Links are followed, but no folder is entered twice in a class, and none that is, holds or lies in a class folder. A
+    pipe or a device that bears a picture's name is listed like a picture, so that whoever reads it is told.
 
     Args:
         root: holds the class folders.
@@ -27,27 +30,58 @@ def scan_class_folders(root: Path, layout: str) -> tuple[list[str], list[str], N
         among the names.
 
     Raises:
-        UserError: no such folder, no class folders in it, or one without pictures.
+        UserError: no such folder, no class folders in it, one without pictures, or two that are one folder.
     """
     if not root.is_dir():
         raise UserError(f"no folder {root}; expected {layout}")
-    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in os.scandir(root) if _is_folder(entry) and not entry.name.startswith("."))
     if not names:
         raise UserError(f"{root} holds no class folders; expected {layout}")
+    places = {os.path.realpath(root): "."}
+    for name in names:
+        place = os.path.realpath(root / name)
+        if place in places:
+            raise UserError(f"class folder {root / name} is a link to {root / places[place]}; remove one of them")
+        places[place] = name
     files: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        found = sorted(
-            os.path.join(folder, file)
-            for folder, _, inside in os.walk(root / name, followlinks=True)
-            for file in inside
-            if os.path.splitext(file)[1].lower() in SUFFIXES
-        )
+        found = sorted(_pictures_below(str(root / name), list(places)[1:]))
         if not found:
             raise UserError(f"class folder {root / name} holds no pictures ({', '.join(SUFFIXES)}); fill or remove it")
         files += found
         labels += [label] * len(found)
     return names, files, np.array(labels)
+
+
+def _pictures_below(top: str, classes: Sequence[str]) -> Iterator[str]:
+    """Files with a picture's suffix in a class folder and its subfolders; `classes` are the real paths of all."""
+    left, entered = [top], set(classes)
+    while left:
+        folders = []
+        with os.scandir(left.pop()) as entries:
+            for entry in entries:
+                if _is_folder(entry):
+                    folders.append(entry)
+                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                    yield entry.path
+        for folder in sorted(folders, key=lambda entry: (entry.is_symlink(), entry.name)):
+            place = os.path.realpath(folder.path)
+            if place not in entered and not (folder.is_symlink() and any(_nested(place, known) for known in classes)):
+                entered.add(place)
+                left.append(folder.path)
+
+
+def _nested(a: str, b: str) -> bool:
+    """Whether one of two folders lies in the other."""
+    return os.path.commonpath((a, b)) in (a, b)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def imagenet_places(names: Sequence[str]) -> NDArray[np.int64] | None:

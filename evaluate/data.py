@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from common.decoding import open_image
 from common.errors import UserError
 from common.folders import imagenet_names, imagenet_places, scan_class_folders
 from common.scenes import CLASS_NAMES, SceneConfig, Scenes
@@ -180,21 +181,6 @@ class FolderData(EvalData):
         sizes = (path.stat().st_size if path.is_file() else None for path in (self.root / name for name in self.files))
         rows = zip(self.files, sizes, self.labels, self.boxes or self.labels)
         return _hash(" ".join(map(str, row)) for row in rows)
-
-
-def open_image(path: Path) -> Image.Image:
-    """Decode a photograph as RGB.
-
-    Raises:
-        UserError: absent, or not a picture that decodes.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"no picture at {path}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} does not decode as a picture ({error}); replace or remove it") from error
 
 
 def names_of_classes(count: int, classes: Sequence[str] | None = None) -> list[str] | None:

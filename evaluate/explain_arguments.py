@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from common.decoding import check_file
 from common.errors import UserError, did_you_mean
 from common.folders import SUFFIXES, imagenet_names
 from evaluate.data import names_of_classes
@@ -14,13 +15,12 @@ def find_images(given: Sequence[Path]) -> list[Path]:
     """The files themselves, and the images that lie in folders, sorted; each once.
 
     Raises:
-        UserError: nothing there, or a folder without images.
+        UserError: nothing there, a folder without images, or a file that cannot be an image.
     """
     found: dict[Path, Path] = {}
     for path in given:
-        if not path.exists():
-            raise UserError(f"no picture at {path}")
         for file in _images_in(path) if path.is_dir() else [path]:
+            check_file(file)
             found.setdefault(file.resolve(), file)
     return list(found.values())
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -18,6 +17,7 @@ from evaluate.explainers.passes import uncompiled
 from evaluate.explainers.query import min_max
 from evaluate.explainers.registry import checked_method
 from evaluate.explainers.targets import Targets
+from evaluate.protocols import is_constant, resize_saliency
 
 Form = Literal["defined", "raw", "relu", "normalised"]
 """defined: the method's own map; raw: signed and unscaled where it has such a form; relu: the positive part of the
@@ -154,7 +154,7 @@ def _flag(maps: Tensor) -> tuple[Tensor, Tensor]:
     """Maps without NaN or infinity, and which of them say nothing."""
     finite = maps.isfinite().all(2).all(1)
     maps = torch.where(finite[:, None, None], maps, 0)
-    return maps, ~finite | (maps.amax((1, 2)) <= maps.amin((1, 2)))
+    return maps, ~finite | is_constant(maps)
 
 
 def _form(maps: Tensor, form: Form) -> Tensor:
@@ -166,7 +166,4 @@ def _form(maps: Tensor, form: Form) -> Tensor:
 def _resize(maps: Tensor, size: tuple[int, int] | Literal["image", "own"], images: Tensor) -> Tensor:
     if size == "own":
         return maps
-    height, width = images.shape[2:] if size == "image" else size
-    if tuple(maps.shape[1:]) == (height, width):
-        return maps
-    return F.interpolate(maps[:, None].contiguous(), (height, width), mode="bilinear", align_corners=False)[:, 0]
+    return resize_saliency(maps, (images.shape[2], images.shape[3]) if size == "image" else size)

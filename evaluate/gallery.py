@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch.nn.functional as F
 from PIL import Image
 
 from evaluate.data import Batch, EvalData, load_batches
 from evaluate.explainers import MicroBatch
 from evaluate.overlays import overlay, to_image
-from evaluate.protocols import frame_human_map
+from evaluate.protocols import frame_human_map, resize_saliency
 from evaluate.runner import RunOptions, saliency_of
 from evaluate.statistics import Array, Group, GroupKey
 from evaluate.subjects import Subject
@@ -111,5 +110,4 @@ def _add_images(
     if column.human is not None and batch.human is not None:
         size, seen = batch.pixels.shape[-1], subject.transform.crop / subject.transform.resize
         human = frame_human_map(data.human_maps(batch.human), seen, "aligned")
-        human = F.interpolate(human[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
-        column.human += [overlay(p, m) for p, m in zip(batch.pixels, human)]
+        column.human += [overlay(p, m) for p, m in zip(batch.pixels, resize_saliency(human, size))]

@@ -23,16 +23,17 @@ from tqdm import tqdm
 
 from common.arguments import Adding, ArgumentParser
 from common.atomic import atomic_file, write_text
+from common.decoding import open_image
 from common.errors import UserError
 from common.weights import sha256
 from evaluate.claim import Question, claimed, folder_of
-from evaluate.data import names_of_classes, open_image
+from evaluate.data import names_of_classes
 from evaluate.explain_arguments import distinct_names, find_class, find_images
 from evaluate.explainers import EXPLAINERS, MicroBatch, parse_method, with_warning
 from evaluate.explanation import Maps, explain
 from evaluate.options import METHOD, add_compile_option, add_layer_option, add_model_options, add_out_options
 from evaluate.overlays import overlay, to_image
-from evaluate.preflight import misfit_explainers, state_digest
+from evaluate.preflight import misfit_explainers, not_finite, state_digest
 from evaluate.processes import start_processes
 from evaluate.requests import labels, read_requests
 from evaluate.runner import RunOptions
@@ -88,6 +89,8 @@ def main(argv: Sequence[str]) -> int:
     target = None if args.target is None else find_class(args.target, subject.num_classes, names)
     subject.to(device)
     options = RunOptions(tuple(dict.fromkeys(args.explainer)), device=device, layer=args.layer, compile=args.compile)
+    if reason := not_finite(subject, options):
+        raise UserError(reason)
     misfits = misfit_explainers(subject, options.explainers, options)
     lacking = [f"{name}: {reason}" for name, reason in misfits.items()]
     explainers = [name for name in options.explainers if name not in misfits]

@@ -60,21 +60,26 @@ def make_plans(
         shown: whether a bar may be drawn.
 
     Returns:
-        A plan for each checkpoint that can have any of the explainers, and what does not fit single checkpoints.
+        A plan for each checkpoint that is finite and can have any of the explainers, and what is wrong with or does not
+        fit single checkpoints.
 
     Raises:
-        UserError: no data, checkpoints that do not load or have other classes than the data, an explainer or a measure
-            that no checkpoint can have.
+        UserError: no data, checkpoints that do not load or have other classes than the data, none that is finite, an
+            explainer or a measure that no checkpoint can have.
     """
     plans: list[Plan] = []
     broken: dict[str, None] = {}  # in order, once
     misfits: dict[str, dict[str, str]] = {}
+    unfit: list[str] = []
     fingerprints: dict[EvalData, str] = {}
     for name in tqdm(checkpoints.requests, "checking", unit="checkpoint", leave=False, disable=None if shown else True):
         try:
             with checkpoints.on(name, options.device) as subject:
                 data = open_data(subject)
                 _check_classes(subject, data)
+                if reason := not_finite(subject, options):
+                    unfit.append(reason)
+                    continue
                 for text, reason in _misfits(subject, data, options).items():
                     misfits.setdefault(text, {})[name] = reason
                 if data not in fingerprints:
@@ -94,6 +99,8 @@ def make_plans(
     if broken:
         several = f"{len(broken)} reasons why this run cannot begin:\n  " * (len(broken) > 1)
         raise UserError(several + "\n  ".join(broken))
+    if not plans:
+        raise UserError("\n  ".join(unfit))
     for text, reasons in misfits.items():
         if len(reasons) == len(plans):
             raise UserError(f"{text}: {next(iter(reasons.values()))}")
@@ -102,7 +109,7 @@ def make_plans(
     told += [
         f"{plan.name}: no explainer is left, so it is not measured" for plan in plans if not plan.options.explainers
     ]
-    return [plan for plan in plans if plan.options.explainers], told
+    return [plan for plan in plans if plan.options.explainers], unfit + told
 
 
 def _check_classes(subject: Subject, data: EvalData) -> None:
@@ -111,6 +118,26 @@ def _check_classes(subject: Subject, data: EvalData) -> None:
             f"{subject.name} distinguishes {subject.num_classes} classes, {data.name} has {data.num_classes}; "
             "evaluate it on the data it was trained for"
         )
+
+
+def not_finite(subject: Subject, options: RunOptions) -> str:
+    """Why a model cannot be measured, as its weights or what it makes of an image of noise are not finite; or ''."""
+    for name, values in subject.model.state_dict().items():
+        if not values.isfinite().all():
+            held = _first_not_finite(values)
+            return f"{subject.name}: {name} holds {held}: its training diverged, or its file is damaged"
+    with torch.no_grad():
+        logits = subject.model(_noise(subject, options))
+    if not logits.isfinite().all():
+        return (
+            f"{subject.name}: its logits of an image of noise hold {_first_not_finite(logits)}, though its weights are "
+            "finite; look at mean and std of its preprocessing"
+        )
+    return ""
+
+
+def _first_not_finite(values: Tensor) -> float:
+    return values[~values.isfinite()][0].item()
 
 
 def _facts(subject: Subject, data: EvalData, weights: str, fingerprint: str) -> dict[str, Any]:

@@ -34,14 +34,28 @@ def frame_human_map(human: Tensor, seen: float, protocol: str) -> Tensor:
     rows, columns = torch.meshgrid(line, line, indexing="ij")
     grid = torch.stack((columns, rows), -1).expand(len(human), -1, -1, -1)
     framed = F.grid_sample(human[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return framed[:, 0].contiguous()
+    return _constant_as_before(human, framed[:, 0]).contiguous()
 
 
-def resize_saliency(saliency: Tensor, size: int) -> Tensor:
-    """Saliency (B, h, w) -> (B, size, size), bilinear, in float32 and contiguous.
+def resize_saliency(saliency: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Saliency (B, h, w) -> (B, size, size) or (B, *size), bilinear, in float32 and contiguous.
 
     A thresholded map has large plateaus of equal values, which the resize turns into nearly equal floats:
-    ranks depend on the rounding, so layout and type are fixed here.
+    ranks depend on the rounding, so layout and type are fixed here. A constant map stays constant.
     """
-    resized = F.interpolate(saliency.float()[:, None].contiguous(), (size, size), mode="bilinear", align_corners=False)
-    return resized[:, 0]
+    height, width = (size, size) if isinstance(size, int) else size
+    maps = saliency.float().contiguous()
+    if tuple(maps.shape[1:]) == (height, width):
+        return maps
+    resized = F.interpolate(maps[:, None], (height, width), mode="bilinear", align_corners=False)
+    return _constant_as_before(maps, resized[:, 0])
+
+
+def is_constant(maps: Tensor) -> Tensor:
+    """(B, h, w) -> (B,) bool: whether all values of a map are one, so that it says nothing."""
+    return maps.amax((1, 2)) <= maps.amin((1, 2))
+
+
+def _constant_as_before(before: Tensor, after: Tensor) -> Tensor:
+    """Maps after a resize, but that constant ones, which its rounding turns into noise, keep their value."""
+    return torch.where(is_constant(before)[:, None, None], before[:, :1, :1], after)

@@ -157,6 +157,7 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
     asked = _asked_classes(batch, options)
     with _blaming_the_checkpoint():
         maps = _explain(subject, subject.model, images, asked, batch, methods, options)
+        _check_logits(maps.logits, batch)
     targets = maps.logits.argmax(1) if asked is None else asked
     known = zip(batch.image_ids, batch.indices.tolist(), batch.labels.tolist(), maps.logits.argmax(1).tolist())
     rows = [
@@ -186,6 +187,14 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
     return Measured(out, len(rows), {SHARED_PASS: maps.shared_seconds, **maps.seconds}, maps.notes)
 
 
+def _check_logits(logits: Tensor, batch: Batch) -> None:
+    """An image whose logits are not finite has no predicted class and no gradient: the network is at fault."""
+    finite = logits.isfinite().all(1).tolist()
+    if not all(finite):
+        image = batch.image_ids[finite.index(False)]
+        raise UserError(f"its logits of image {image} are not finite, so it is not scored")
+
+
 class HumanMaps:
     """The human maps of a batch in the frame of every protocol, ranked once for all explainers.
 
@@ -213,7 +222,7 @@ class HumanMaps:
             yield {
                 "protocol": [protocol] * len(spearman),
                 "spearman": spearman,
-                "degenerate": [value is None for value in spearman],
+                "degenerate": [value is None for value in spearman],  # either map, ours or the human one
                 "dice": dice_of(top, self.tops[protocol]).tolist(),
                 "iou": iou_of(top, self.tops[protocol]).tolist(),
                 "centre_spearman": self.centre[protocol],

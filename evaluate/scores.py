@@ -134,7 +134,7 @@ def score_cells(item: dict[str, Any]) -> dict[str, str]:
         "centre bias": figure(item["centre_bias"]),
         "top-1 %": f"{item['top1']:.2f}",
         "scored": str(item.get("n_scored", item["n_images"])),
-        "degen.": str(item.get("n_degenerate", "-")),
+        "degen.": figure(item["n_degenerate"], "d"),
         "img/s": f"{item['images_per_second']:.2f}",
         SECONDS_HEADING: figure(item["seconds_per_image"], SECONDS_FORM),
     }

@@ -146,7 +146,8 @@ def score(group: Group, protocol: str | None, ceiling: float | None, seed: int) 
     out["measures"] = {name: _measure_score(name, group) for name in group.measures}
     if protocol is None:
         names = ("alignment", "interval", "mean_spearman", "per_class_mean", "centre_bias", "dice", "iou", "ceiling")
-        return {**out, **dict.fromkeys(names)}
+        constant = int(group.degenerate.sum()) if group.measures else None  # else nothing was explained
+        return {**out, **dict.fromkeys(names), "n_degenerate": constant}
     values = group.values(protocol)
     kept = ~np.isnan(values)
     between = interval(values[kept], seed)

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from common.decoding import decode_image
 from common.errors import UserError
 from common.scenes import CLASS_NAMES, SceneConfig, render_scenes
 from common.transform import ModelTransform
 from common.zoo import lookup
 from train.augment import model_transform, training_transform
-from train.decoding import decode_picture
 from train.erasing import Erasing, PatchDraw
 from train.randomness import seeded
 from train.settings import Settings
@@ -101,7 +101,7 @@ class Photographs(Dataset[Batch]):
         try:
             for key in keys:
                 record = self.records.read(key.sample)
-                picture = decode_picture(record.content, record.where)
+                picture = decode_image(record.content, record.where)
                 with seeded(self.seed, *key):
                     images.append(self.transform(picture))
                     if self.draw_patch:

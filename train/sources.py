@@ -15,6 +15,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from common.decoding import read_file
 from common.errors import UserError, first_line
 from common.folders import imagenet_names, imagenet_places, scan_class_folders
 from common.scene_random import Split
@@ -75,12 +76,11 @@ class TableRecords:
         row = self.table[int(index)]
         picture = row[self.picture]
         path, content = picture.get("path"), picture.get("bytes")
-        where = path if content is None else f"{self.where}, row {index}" + (f" ({path})" if path else "")
+        where = f"{self.where}, row {index}" + (f" ({path})" if path else "")
         if content is None:
-            try:
-                content = Path(path).read_bytes()
-            except OSError as error:
-                raise UserError(f"{where} cannot be read: {error.strerror}") from error
+            if not path:
+                raise UserError(f"{where}: neither bytes nor a path of an image; take the row out of the data set")
+            content, where = read_file(path), path
         return Record(content, int(row[self.label]), where)
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -15,6 +14,7 @@ from common.transform import ModelTransform
 from evaluate.explainers import MicroBatch, Query
 from evaluate.explainers.query import Substrate, min_max
 from evaluate.metrics.boxes import box_mask, clip_boxes
+from evaluate.protocols import is_constant, resize_saliency
 
 
 class Case:
@@ -103,7 +103,7 @@ class Case:
     @cached_property
     def resized(self) -> Tensor:
         """(B, H, W) the maps at the images' resolution, bilinear, float32."""
-        return F.interpolate(self.maps.float()[:, None], self.size, mode="bilinear", align_corners=False)[:, 0]
+        return resize_saliency(self.maps, self.size)
 
     @cached_property
     def saliency(self) -> Tensor:
@@ -113,7 +113,7 @@ class Case:
     @cached_property
     def constant(self) -> Tensor:
         """(B,) bool, maps that say nothing."""
-        return self.resized.amax((1, 2)) == self.resized.amin((1, 2))
+        return is_constant(self.resized)
 
     @cached_property
     def region(self) -> Tensor:

@@ -36,7 +36,10 @@ def blur(images: Tensor, size: int = 11, sigma: float = 5) -> Tensor:
 
 
 def _curve(case: Case, start: Tensor, finish: Tensor, step: int, of: str) -> Tensor:
-    """Probability after each step from `start` to `finish`, most salient pixels first; (B, steps + 1)."""
+    """Probability after each step from `start` to `finish`, most salient pixels first; (B, steps + 1).
+
+    NaN for a constant map, which puts pixels in no order.
+    """
     if step < 1:
         raise UserError(f"step of {step} pixels; take at least 1")
     if of not in ("predicted", "target"):
@@ -52,7 +55,8 @@ def _curve(case: Case, start: Tensor, finish: Tensor, step: int, of: str) -> Ten
         return torch.where(place[index] < done[:, None, None, None], finish[index], start[index]), index
 
     classes = case.predicted if of == "predicted" else case.targets
-    return case.perturbed(batch * states, make, classes).view(batch, states)
+    curves = case.perturbed(batch * states, make, classes).view(batch, states)
+    return curves.where(~case.constant[:, None], torch.nan)
 
 
 def deletion(case: Case, step: int = 224, substrate: Substrate = "mean", of: str = "predicted") -> Tensor:
@@ -69,7 +73,7 @@ def deletion(case: Case, step: int = 224, substrate: Substrate = "mean", of: str
         of: class whose probability is read, `predicted` (RISE, Opti-CAM) or `target`.
 
     Returns:
-        (B, ceil(H W / step) + 1) probabilities.
+        (B, ceil(H W / step) + 1) probabilities, NaN for a constant map.
 
     Raises:
         UserError: no such step, substrate or class.
@@ -90,7 +94,7 @@ def insertion(
         of: see `deletion`.
 
     Returns:
-        (B, ceil(H W / step) + 1) probabilities.
+        (B, ceil(H W / step) + 1) probabilities, NaN for a constant map.
 
     Raises:
         UserError: no such step or class, or an even kernel.

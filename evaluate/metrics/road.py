@@ -71,7 +71,7 @@ def road(
             ImageNet's statistics 4.4 times less noise: at most 0.02 away on an image.)
 
     Returns:
-        (B,) in -0.5..0.5.
+        (B,) in -0.5..0.5, NaN for a constant map, which puts pixels in no order.
 
     Raises:
         UserError: a percentage outside 1..99, or nothing tells the model's mean and std.
@@ -98,4 +98,4 @@ def road(
         return torch.stack(out).to(case.images), index
 
     after = case.perturbed(batch * count, make, case.targets).view(batch, len(percentages), 2)
-    return (after[:, :, 0] - after[:, :, 1]).mean(1) / 2
+    return ((after[:, :, 0] - after[:, :, 1]).mean(1) / 2).where(~case.constant, torch.nan)

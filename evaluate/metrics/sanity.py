@@ -14,6 +14,7 @@ from common.errors import UserError
 from evaluate.explainers.passes import find_layer, uncompiled
 from evaluate.explainers.query import min_max
 from evaluate.metrics.case import Case
+from evaluate.protocols import is_constant
 from evaluate.ranks import spearman
 
 OWN = "own"
@@ -151,6 +152,5 @@ def cascading_randomisation(
         RESETS[reset](twin if stage == OWN else find_layer(twin, stage), generator, stage != OWN)
         after = Case(twin, case.images, case.explain(twin, case.images)).resized
         alike = SIMILARITIES[similarity](before, after)
-        constant = (before.amin((1, 2)) == before.amax((1, 2))) | (after.amin((1, 2)) == after.amax((1, 2)))
-        curve.append(torch.where(constant, torch.nan, alike))
+        curve.append(alike.where(~is_constant(before) & ~is_constant(after), torch.nan))
     return torch.stack(curve, 1)

@@ -56,3 +56,25 @@ def test_resize_equals_torchvisions_resize_on_tensors(side):
 def test_resize_gives_float32_contiguous_maps_whatever_comes_in():
     found = resize_saliency(torch.rand(2, 7, 7).to(torch.bfloat16).transpose(1, 2), 224)
     assert found.dtype == torch.float32 and found.is_contiguous()
+
+
+@pytest.mark.parametrize("size", [4, 7, 8, 14, 256])
+@pytest.mark.parametrize("to", [(64, 64), (224, 224), (100, 37)])
+def test_a_constant_map_stays_constant_and_its_neighbours_are_torchs(size, to):
+    """0.3 resized from 8 to 64 pixels is two values, a rank correlation of nothing."""
+    maps = torch.rand(7, size, size, generator=torch.Generator().manual_seed(0))
+    values = [0.3, 0.1, 1 / 3, 0.7, -2.6]
+    for place, value in enumerate(values):
+        maps[place] = value
+    found = resize_saliency(maps, to)
+    expected = torch.nn.functional.interpolate(maps[:, None], to, mode="bilinear", align_corners=False)[:, 0]
+    assert found.shape == (7, *to) and torch.equal(found[5:], expected[5:])
+    for place in range(5):
+        assert (found[place] == maps[place, 0, 0]).all(), values[place]
+
+
+def test_a_constant_human_map_stays_constant_in_the_models_view():
+    human = torch.rand(4, 224, 224, generator=torch.Generator().manual_seed(0))
+    human[:3] = torch.tensor([0.3, 0.1, 255 / 7])[:, None, None]
+    framed = frame_human_map(human, 0.875, "aligned")
+    assert all(len(framed[place].unique()) == 1 for place in range(3)) and len(framed[3].unique()) > 1000

@@ -13,11 +13,11 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
+from common.decoding import decode_image
 from tests.train.conftest import make_photographs
 from train.augment import model_transform, training_transform
 from train.batches import Batch, LoadFailure, Photographs, SampleKey, open_data, to_input
 from train.configure import load_settings, recipe_names
-from train.decoding import decode_picture
 from train.randomness import seeded
 from train.settings import Settings
 
@@ -93,7 +93,7 @@ def test_what_the_model_sees_is_what_timms_complete_transform_gives_to_the_bit(
         for index, image in enumerate(images):
             record = source.records.read(index)
             with seeded(settings.seed, epoch, index, 0):
-                expected = timm(decode_picture(record.content, record.where))
+                expected = timm(decode_image(record.content, record.where))
             assert torch.equal(image, expected)
 
 
@@ -111,7 +111,7 @@ def test_every_mode_of_erasing_is_timms_to_the_bit(mode: str, probability: float
         for index, image in enumerate(to_input(batch, model_transform(settings), torch.device("cpu"), True)):
             record = source.records.read(index)
             with seeded(settings.seed, epoch, index, 0):
-                assert torch.equal(image, timm(decode_picture(record.content, record.where)))
+                assert torch.equal(image, timm(decode_image(record.content, record.where)))
     assert erased == pytest.approx(probability * 4 * len(source), abs=0 if probability in (0, 1) else 15)
 
 
@@ -158,5 +158,5 @@ def test_a_smoke_run_takes_jpegs_through_the_recipes_own_augmentation(name: str)
     batch = source.__getitems__([SampleKey(1, 5, 0)])
     assert isinstance(batch, Batch) and batch.labels.tolist() == [label]
     with seeded(settings.seed, 1, 5, 0):
-        expected = timms_own(settings)(decode_picture(content, where))
+        expected = timms_own(settings)(decode_image(content, where))
     assert torch.equal(to_input(batch, model_transform(settings), torch.device("cpu"), False)[0], expected)

@@ -95,7 +95,7 @@ from common.entry import run_command
 from train import batches, loop
 from train.session import main
 
-trainer, number, decode, clip = os.getpid(), getattr(signal, sys.argv[1]), batches.decode_picture, loop._clip
+trainer, number, decode, clip = os.getpid(), getattr(signal, sys.argv[1]), batches.decode_image, loop._clip
 
 def deadly(content, where):
     if os.getpid() != trainer and where.endswith(sys.argv[3]):
@@ -107,7 +107,7 @@ def busy(session):
         sum(range(1000))
     return clip(session)
 
-batches.decode_picture, loop._clip = deadly, busy
+batches.decode_image, loop._clip = deadly, busy
 sys.exit(run_command(lambda: main(sys.argv[4:])))
 """
 

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 from timm.data import ImageNetInfo
 
+from common.decoding import decode_image
 from common.errors import UserError
 from tests.train.conftest import make_photographs
 from train.batches import LoadFailure, Photographs, SampleKey, ValidationSampler, open_data
 from train.configure import load_settings
-from train.decoding import decode_picture
 from train.loader import load, make_loader
 from train.settings import DataSettings, Settings
 from train.shards import open_shards
@@ -110,7 +110,7 @@ def test_jpeg_decodes_as_pil_does() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (33, 47, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", quality=90)
-    ours = np.asarray(decode_picture(out.getvalue(), "x")).astype(int)
+    ours = np.asarray(decode_image(out.getvalue(), "x")).astype(int)
     theirs = np.asarray(Image.open(io.BytesIO(out.getvalue())).convert("RGB")).astype(int)
     assert np.abs(ours - theirs).max() <= 1
 
@@ -119,14 +119,14 @@ def test_jpeg_decodes_as_pil_does() -> None:
 def test_other_kinds_become_rgb(mode: str, kind: str) -> None:
     out = io.BytesIO()
     Image.new(mode, (5, 4)).save(out, kind)
-    picture = decode_picture(out.getvalue(), "x")
+    picture = decode_image(out.getvalue(), "x")
     assert (picture.mode, picture.size) == ("RGB", (5, 4))
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", jpeg(9)[:-30], b"\xff\xd8\xff"])
 def test_damage_is_named(content: bytes) -> None:
     with pytest.raises(UserError, match=r"^some/file.jpg does not decode"):
-        decode_picture(content, "some/file.jpg")
+        decode_image(content, "some/file.jpg")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

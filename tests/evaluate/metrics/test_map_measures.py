@@ -272,3 +272,22 @@ def test_a_map_that_says_nothing_wins_nothing(name):
     corners = [torch.tensor([[0.0, 0.0, 5.0, 5.0]]), torch.tensor([[15.0, 15.0, 20.0, 20.0]])]
     found = one(name, saliency, boxes=corners)
     assert np.isnan(found[0]) and found[1] > 0
+
+
+def test_a_constant_map_of_fewer_pixels_than_the_image_has_is_constant():
+    generator = torch.Generator().manual_seed(0)
+    human, boxes = torch.rand(1, 64, 64, generator=generator), [torch.tensor([[5.0, 5.0, 30.0, 30.0]])]
+    case = Case(First(), torch.zeros(1, 3, 64, 64), torch.full((1, 8, 8), 0.3), human=human, boxes=boxes)
+    assert case.constant.all() and (case.saliency == 0).all()
+    found = measure_case(case, ["spearman", "human_energy", "pointing_game", "energy_pointing", "complexity"])
+    assert {name: bool(result.values.isnan().all()) for name, result in found.items()} == dict.fromkeys(found, True)
+    found = measure_case(case, ["dice", "iou", "localisation_error"])
+    assert [result.values.item() for result in found.values()] == [0, 0, 1]
+
+
+def test_an_order_of_pixels_that_a_constant_map_does_not_give_is_not_measured():
+    maps = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    maps[0] = 0.3
+    case = Case(First(), torch.rand(2, 3, 32, 32), maps, transform=ModelTransform(32, 32))
+    for name, result in measure_case(case, ["insertion", "deletion", "road"]).items():
+        assert result.values.isnan().tolist() == [True, False], name
