@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from common.atomic import atomic_file
+from common.atomic import append_text, atomic_file
 from train.run_folder import RunFolder
 
 log = logging.getLogger("train")
@@ -91,7 +91,7 @@ class Monitor:
         log.addHandler(file)
         if tensorboard:
             # purge_step hides what a stopped run wrote after the snapshot.
-            self.writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=update + 1 if update else None)
+            self.writer = SummaryWriter(str(folder.tensorboard), purge_step=update + 1 if update else None)
         if sys.stderr.isatty():
             self.bar = tqdm(total=total, initial=update, unit="update", dynamic_ncols=True, file=sys.stderr)
 
@@ -117,8 +117,7 @@ class Monitor:
         if self.writer:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, update)
-        with self.folder.metrics.open("a") as file:
-            file.write(json.dumps({"update": update, "epoch": epoch, **values}) + "\n")
+        append_text(self.folder.metrics, json.dumps({"update": update, "epoch": epoch, **values}) + "\n")
 
     def line(self, update: int, epoch: float, values: dict[str, str], seconds_left: float | None = None) -> None:
         """One line for people, with the time that is left."""
