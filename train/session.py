@@ -52,7 +52,7 @@ from train.remarks import remarks
 from train.resume import choose_folder, take_on
 from train.run_folder import COMMAND, RunFolder
 from train.settings import Settings
-from train.snapshots import kept_snapshots
+from train.snapshots import clean_snapshots, kept_snapshots
 from train.state import Progress, TrainState
 from train.stopping import PATIENCE, Stop, requeue
 from train.usage import usage
@@ -185,6 +185,7 @@ def _build(settings: Settings, accelerator: Accelerator, command: str, stack: Ex
     if accelerator.is_main_process:
         if snapshot is not None:
             folder.turn_back(progress.update)
+            clean_snapshots(folder.snapshots, settings.snapshots.keep_last, settings.snapshots.keep_every)
             folder.describe(**about)
         else:
             folder.start(**about)

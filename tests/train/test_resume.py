@@ -364,11 +364,11 @@ def test_auto_takes_the_newest_run_that_left_a_snapshot(tmp_path: Path, train_he
     settings = load_settings(["recipe=demo", f"runs_dir={tmp_path}", "resume=auto"])
     folder, named = find_run(settings)
     assert start_of(settings, folder, named) is None and folder.path.parent == tmp_path / "demo"
-    older = train_here(*arguments(tmp_path, "", "updates=1", f"run_dir={tmp_path}/demo/20260101", "data.workers=0"))
+    train_here(*arguments(tmp_path, "demo/20260101", "updates=1", "data.workers=0"))
     (tmp_path / "demo" / "20260102").mkdir()
     found = find_run(settings)
     assert found == (RunFolder(tmp_path / "demo" / "20260101"), None)
-    assert start_of(settings, *found) == older / "snapshots" / "update_00000001"
+    assert start_of(settings, *found) == tmp_path / "demo" / "20260101" / "snapshots" / "update_00000001"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_snapshot(
