@@ -14,7 +14,9 @@ from pathlib import Path
 
 _LETTERS = 60
 """Of a name that stand in its temporary one, as file systems allow 255 bytes."""
-_PATTERN = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)\.\w{8}\.(?P<kind>part|old)")
+_PATTERN = re.compile(
+    r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-(?P<start>[0-9]+)\.\w{8}\.(?P<kind>part|old)"
+)
 
 
 def temporary_file(path: Path) -> Path:

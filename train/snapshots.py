@@ -30,7 +30,7 @@ from train.settings import Settings
 from train.state import Progress, TrainState
 
 log = logging.getLogger("train")
-_NAME = re.compile(r"update_(\d{8,18})")
+_NAME = re.compile(r"update_([0-9]{8,18})")
 Content = dict[str, Any]
 """Tensors of a snapshot."""
 Record = dict[str, Any]

@@ -3,6 +3,8 @@
 A program of its own: torch is loaded once, and each line of JSON on standard input is an attempt, answered by a line.
 
     {"command": "train", "arguments": [...], "watched": FOLDER, "dies_at": N or null, "log": FILE}
+
+where somebody else is waited for, it is for half a second;
     {"status": exit status, below 0 a signal's number; "changes": how many there were, if it came to its end}
 """
 
@@ -19,7 +21,7 @@ from typing import Any
 from common import atomic
 from common.entry import run_command
 from evaluate import cli, clickme_tools
-from train import publish, session
+from train import publish, resume, session
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": session.main, "publish": publish.main, "evaluate": cli.main, "convert": clickme_tools.main,
@@ -58,6 +60,7 @@ def attempt(asked: dict[str, Any], answer: int) -> None:
     log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    resume.LAST_BREATH = publish.PATIENCE = 0.5
     watch = Watch(asked["watched"], asked["dies_at"])
     status = run_command(lambda: COMMANDS[asked["command"]](asked["arguments"]))
     os.write(answer, json.dumps({"status": status, "changes": watch.count}).encode())
