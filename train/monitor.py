@@ -41,6 +41,14 @@ class _ConsoleHandler(logging.Handler):
             tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _LogFile(logging.FileHandler):
+    """Goes without the lines that a full disk does not take; metrics.jsonl says in one line that it is full."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 class Clock:
     """Training time, and the part of it spent waiting for data. Stops for validation, pictures and snapshots."""
 
@@ -86,7 +94,7 @@ class Monitor:
         if not active:
             return
         folder.path.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(folder.path / "train.log")
+        file = _LogFile(folder.path / "train.log")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(file)
         if tensorboard:
