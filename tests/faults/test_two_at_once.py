@@ -26,7 +26,7 @@ IMPATIENT = """
     from common.entry import run_command
     from train import resume, session
     resume.LAST_BREATH = {patience}
-    sys.exit(run_command(session.main))
+    sys.exit(run_command(lambda: session.main(sys.argv[2:])))
 """
 
 
