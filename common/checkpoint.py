@@ -13,6 +13,7 @@ import itertools
 import math
 import platform
 import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -22,6 +23,7 @@ from common.atomic import atomic_folder
 from common.checkpoint_config import CheckpointConfig, config_text, parse_config
 from common.dcls import DclsConv2d
 from common.errors import UserError
+from common.leftovers import clear_leftovers
 from common.model_card import model_card
 from common.outline import outline
 from common.weights import check_shapes, distinct_state, load_state, read_weights, sha256, stored_shapes
@@ -43,7 +45,11 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def checkpoint_folder(library: Path, name: str, replaces: str | None = "") -> Path:
+class NameTakenError(UserError):
+    """Under the name of a checkpoint that is to be written lies another one."""
+
+
+def checkpoint_folder(library: Path, name: str, replaces: Collection[str] | None = ()) -> Path:
     """The folder `library/name` of a checkpoint that is to be written.
 
     Args:
@@ -52,7 +58,8 @@ def checkpoint_folder(library: Path, name: str, replaces: str | None = "") -> Pa
         replaces: SHA-256 of the weights that may be replaced, those of the same run; None: any checkpoint may be.
 
     Raises:
-        UserError: the name cannot be that of a folder, or another checkpoint or something else stands there.
+        NameTakenError: another checkpoint or something else stands there.
+        UserError: the name cannot be that of a folder.
     """
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise UserError(f"{name!r} is no name for a checkpoint; take letters, digits, '_', '-', '.' and '+'")
@@ -60,9 +67,9 @@ def checkpoint_folder(library: Path, name: str, replaces: str | None = "") -> Pa
     if not folder.exists():
         return folder
     if not all((folder / file).is_file() for file in _FILES):
-        raise UserError(f"{folder} exists and is no checkpoint; it is left alone. Take another name or folder")
-    if replaces is not None and sha256(folder / "model.safetensors") != replaces:
-        raise UserError(
+        raise NameTakenError(f"{folder} exists and is no checkpoint; it is left alone. Take another name or folder")
+    if replaces is not None and sha256(folder / "model.safetensors") not in replaces:
+        raise NameTakenError(
             f"{folder} holds the checkpoint of another run. Take another name (name=NAME) or folder "
             "(checkpoints_dir=DIR), or replace it (overwrite=true; --overwrite where it is published by hand)"
         )
@@ -75,15 +82,20 @@ def free_folder(library: Path, name: str) -> Path:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, config: CheckpointConfig, pictures: dict[str, bytes] | None = None
+    folder: Path,
+    model: nn.Module,
+    config: CheckpointConfig,
+    pictures: dict[str, bytes] | None = None,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> CheckpointConfig:
-    """Write a checkpoint folder, whole or not at all; one that stood there is replaced.
+    """Write a checkpoint folder, whole or not at all, for good; one that stood there is replaced.
 
     Args:
         folder: where to.
         model: an unwrapped model of the zoo, not folded.
         config: everything but `shared`, `versions`, `weights_sha256` and `config_sha256`, which are filled in here.
         pictures: PNG files for the card, content by file name.
+        announce: is told the weights' SHA-256 before they take their place.
 
     Returns:
         The configuration as written.
@@ -92,7 +104,7 @@ def save_checkpoint(
         UserError: the configuration is one that `read_config` would refuse.
     """
     tensors, aliases = distinct_state(model)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, lasting=True) as temporary:
         weights = temporary / "model.safetensors"
         weights.touch()  # safetensors would make it readable for its owner only
         mode = weights.stat().st_mode
@@ -107,6 +119,7 @@ def save_checkpoint(
         (temporary / "README.md").write_text(model_card(folder.name, dataclasses.asdict(config), list(pictures or {})))
         for name, content in (pictures or {}).items():
             (temporary / name).write_bytes(content)
+        announce(config.weights_sha256)
     return config
 
 
@@ -116,6 +129,8 @@ def read_config(folder: Path) -> CheckpointConfig:
     Raises:
         UserError: not a checkpoint folder, a file is absent, or the configuration is not one this version reads.
     """
+    if not folder.exists():
+        clear_leftovers(folder.parent)  # a killed writer may have moved it away
     if not folder.is_dir():
         raise UserError(f"no checkpoint folder at {folder}")
     absent = [name for name in _FILES if not (folder / name).is_file()]

@@ -1,10 +1,10 @@
-"""What a folder of results holds is written down in it, so that nothing there is replaced unasked."""
+"""What a folder of results holds is written down in it: nothing there is replaced unasked, nor by two at once."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,12 +13,14 @@ from typing import Any
 
 from common.atomic import file_name, write_text
 from common.errors import UserError
+from common.leftovers import clear_leftovers, remove
+from common.lock import locked
 
-RUN_FILE = "run.json"
+RUN_FILE, LOCK = "run.json", ".lock"
 Question = dict[str, Any]
 """What results depend on, by what people call it; plain values."""
 _SHOWN = 4
-"""Differences that are told."""
+"""Differences, and names, that are told."""
 
 
 def folder_of(question: Question, *names: str) -> Path:
@@ -29,59 +31,94 @@ def folder_of(question: Question, *names: str) -> Path:
 
 @contextmanager
 def claimed(
-    out: Path, question: Question, command: str, written: Sequence[str], overwrite: bool, kept: tuple[str, str]
+    out: Path, question: Question, command: str, names: Sequence[str], overwrite: bool, kept: tuple[str, str]
 ) -> Iterator[None]:
-    """Within the block `out` is this question's; if the block fails and nothing lies there yet, it is nobody's again.
+    """Within the block `out` is this question's and this process's; if it fails with nothing done, it is nobody's.
 
     Args:
         out: folder of results.
         question: kept in `out`/run.json.
         command: kept beside it.
-        written: what will be written there, as patterns; of another question it is removed if `overwrite` says so.
-        overwrite: whether results of another question may go.
+        names: files and folders that may be written there, kept as well; nothing else is ever removed.
+        overwrite: whether results of another question, and what else bears these names, may go.
         kept: a pattern of what survives a failure, and the note that an exception gets where there is some.
 
     Raises:
-        UserError: there are results of another question, or of nobody knows which.
+        UserError: another process writes there, or there are results of another question, or of nobody knows which.
     """
-    question = json.loads(json.dumps(question))  # as what lies there was
-    held = _read(out / RUN_FILE)
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(out / LOCK, f"--out {out}", "wait for its end, or take another --out"):
+            _take(out, json.loads(json.dumps(question)), command, sorted(names), overwrite)
+            for folder in {(out / name).parent for name in names} | {path.parent for path in out.glob(kept[0])}:
+                clear_leftovers(folder, alone=True)
+            try:
+                yield
+            except BaseException as error:
+                _leave(out, error, *kept)
+                raise
+    finally:
+        if made:
+            with suppress(OSError):  # something is there
+                out.rmdir()
+
+
+def _take(out: Path, question: Question, command: str, names: Sequence[str], overwrite: bool) -> None:
+    """Write down whose the folder is now; what other results left there goes if it may."""
+    record = _read(out / RUN_FILE)
+    held = None if record is None else record["question"]
+    if held == question and record is not None and record["written"] == names:
+        return
+    written = list(dict.fromkeys([*(record["written"] if record else ()), *names]))
     if held != question:
-        there = list(dict.fromkeys(path for pattern in written for path in sorted(out.glob(pattern))))
+        there = [name for name in written if os.path.lexists(out / name)]
         if (held is not None or there) and not overwrite:
-            unknown = there[0].name if held is None else RUN_FILE
+            unknown = ", ".join(_some(there)) if held is None else RUN_FILE
             what = _difference(held, question) if held else f"{unknown}, of unknown origin"
             raise UserError(
                 f"--out {out} holds {what}. Take another --out, or give --overwrite to replace what lies there"
             )
-        for path in there:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        write_text(out / RUN_FILE, json.dumps({"question": question, "command": command}, indent=2) + "\n")
-    try:
-        yield
-    except BaseException as error:
-        pattern, note = kept
-        if any(out.glob(pattern)):
-            error.add_note(note)
-        if not any(path.is_file() and path.name != RUN_FILE for path in out.rglob("*")):
-            (out / RUN_FILE).unlink(missing_ok=True)
-            with suppress(OSError):  # something else is there
-                out.rmdir()
-        raise
+        for name in there:
+            remove(out / name)
+        written = list(names)
+    write_text(
+        out / RUN_FILE, json.dumps({"question": question, "command": command, "written": written}, indent=2) + "\n"
+    )
 
 
-def _read(path: Path) -> Question | None:
-    """The question written down there; empty where the file is none of ours, None where there is no file."""
+def _leave(out: Path, error: BaseException, pattern: str, note: str) -> None:
+    """Say what is kept of a run that failed; if that is nothing, the folder is no question's any more."""
+    if any(out.glob(pattern)):
+        error.add_note(note)
+    if not any(path.is_file() and path.name not in (RUN_FILE, LOCK) for path in out.rglob("*")):
+        (out / RUN_FILE).unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What is written down there; of no question where the file is none of ours, None where there is no file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["question"]
-        return dict(found)
+        found = json.loads(path.read_text(encoding="utf-8"))
+        written = [name for name in found.get("written", []) if _is_inside(name)]
+        return {"question": dict(found["question"]), "written": written}
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
-        return {}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {"question": {}, "written": []}
+
+
+def _is_inside(name: Any) -> bool:
+    """Whether a name leads to something below the folder it stands in."""
+    return (
+        isinstance(name, str)
+        and bool(Path(name).parts)
+        and not Path(name).is_absolute()
+        and ".." not in Path(name).parts
+    )
+
+
+def _some(names: Sequence[str]) -> list[str]:
+    return [*names[:_SHOWN], *([f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])]
 
 
 def _difference(held: Question, asked: Question) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.arguments import Adding, ArgumentParser
+from common.atomic import file_name
 from common.checkpoint import library_versions
 from common.errors import UserError
 from evaluate import photographs
@@ -23,7 +24,7 @@ from evaluate.comparison import compare_pairs, group_seeds, verdict
 from evaluate.data import ClickMeData, EvalData, FolderData, ScenesData
 from evaluate.engine import Evaluation, evaluate_plans, run_question
 from evaluate.explainers import EXPLAINERS, MicroBatch, parse_method, with_warning
-from evaluate.figures import FIGURE_FILES, write_figures
+from evaluate.figures import figure_files, write_figures
 from evaluate.gallery import choose_gallery, gallery_column
 from evaluate.metrics import MEASURES, parse_measure
 from evaluate.options import METHOD, add_compile_option, add_layer_option, add_model_options, add_out_options
@@ -43,11 +44,8 @@ CKPT_HELP = (
     "folder written by train; .pth/.pth.tar/.safetensors file (with --model); zenodo:NAME; timm:TAG; "
     "hf-hub:ORG/NAME; untrained (with --model): random weights as a baseline"
 )
-WRITTEN = (
-    "per_image.parquet", "scores.json", "scores.csv", "comparisons.json", "report.html", "report.md", "tensorboard",
-    *FIGURE_FILES,
-)  # fmt: skip
-"""What a run leaves in its folder, beside `parts`."""
+FILES = ("per_image.parquet", "scores.json", "scores.csv", "comparisons.json", "report.html", "report.md")
+"""What every run may leave in its folder, beside `parts`, figures and TensorBoard's events."""
 
 
 def parser() -> ArgumentParser:
@@ -132,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out,
         question,
         _command(),
-        WRITTEN,
+        _written([plan.name for plan in plans], options),
         args.overwrite,
         ("parts/*/*", f"finished parts are kept in {out / 'parts'}, and the same command continues after them"),
     )
@@ -145,6 +143,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     processes.close()
     # A launcher stops every process when one of them fails, so only the one that is busy to the end says so.
     return 2 if lacking and processes.is_main else 0
+
+
+def _written(checkpoints: Sequence[str], options: RunOptions) -> list[str]:
+    """Files and folders that a run may write into its folder."""
+    figures = figure_files(options.explainers, options.protocols, checkpoints, options.measures)
+    events = [f"tensorboard/{file_name(name)}" for name in checkpoints]
+    return [*FILES, *(f"figures/{name}" for name in figures), *events]
 
 
 def _command() -> str:

@@ -78,7 +78,7 @@ def convert(root: Path, to: Path, skip_bad: bool = False) -> Conversion:
     bad: list[str] = []
     records = 0
     total = sum(len(index_records(shard).offsets) for shard in shards)
-    with atomic_folder(to) as folder, tqdm(total=total, unit="record", disable=None) as bar:
+    with atomic_folder(to, lasting=True) as folder, tqdm(total=total, unit="record", disable=None) as bar:
         (folder / "data").mkdir()
         for number, shard in enumerate(shards):
             path = folder / "data" / f"{split}-{number:05d}-of-{len(shards):05d}.parquet"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from common.atomic import atomic_file, file_name
 from evaluate.explainers import with_warning
 
 Scores = Sequence[dict[str, Any]]
+FORMATS = ("png", "pdf")
 PLAIN, TWIN = "#7b8794", "#d1495b"
 STYLES = ("-", "--", ":")
 """Of lines, in turn once the ten colours are used up."""
@@ -85,8 +86,19 @@ def measure_curves(scores: Scores, name: str) -> Figure:
 
 
 FIGURES: dict[str, Callable[[Scores], Figure]] = {"bars": bar_chart, "accuracy": accuracy_scatter}
-FIGURE_FILES = tuple(f"figures/{kind}*-*.p[nd][gf]" for kind in (*FIGURES, "insertion", "deletion"))
-"""What `write_figures` leaves in a folder of results, as patterns."""
+
+
+def figure_files(
+    explainers: Sequence[str], protocols: Sequence[str], checkpoints: Sequence[str], measures: Sequence[str]
+) -> list[str]:
+    """Every file that `write_figures` may write for such scores, by its name."""
+    names = [f"{kind}-{e}-{p}" for kind in FIGURES for e in explainers for p in protocols]
+    names += [f"{measure}-{checkpoint}" for measure in _curved(measures) for checkpoint in checkpoints]
+    return [f"{file_name(name)}.{suffix}" for name in names for suffix in FORMATS]
+
+
+def _curved(measures: Iterable[str]) -> list[str]:
+    return [name for name in measures if name.partition(":")[0] in ("insertion", "deletion")]
 
 
 def write_figures(folder: Path, scores: Scores) -> list[Chart]:
@@ -106,15 +118,14 @@ def write_figures(folder: Path, scores: Scores) -> list[Chart]:
         for kind, draw in FIGURES.items()
     }
     protocol = scores[0]["protocol"]
-    curved = [name for name in scores[0]["measures"] if name.partition(":")[0] in ("insertion", "deletion")]
     for checkpoint in dict.fromkeys(item["checkpoint"] for item in scores):
         members = [s for s in scores if (s["checkpoint"], s["protocol"]) == (checkpoint, protocol)]
-        for name in curved:
+        for name in _curved(scores[0]["measures"]):
             if drawn := [s for s in members if s["measures"][name]["curve"]]:
                 figures[f"{name}-{checkpoint}"] = "", measure_curves(drawn, name)
     folder.mkdir(parents=True, exist_ok=True)
     for name, (_, figure) in figures.items():
-        for suffix in ("png", "pdf"):
+        for suffix in FORMATS:
             with atomic_file(folder / f"{file_name(name)}.{suffix}") as temporary:
                 figure.savefig(temporary, format=suffix, dpi=160)
     return [Chart(explainer, _svg(figure)) for explainer, figure in figures.values()]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
         subject.compile()
 
     out = args.out or folder_of(question, "explain", subject.name)
-    written = _written(out, files, explainers)
+    written = _written(files, explainers)
     command = shlex.join(["python", "-m", "evaluate", "explain", *argv])
     job = Job(subject, explainers, options, target, names or [str(n) for n in range(subject.num_classes)], out)
     kept = ("*.npy", f"the maps written so far are kept in {out}")
@@ -109,8 +107,7 @@ def main(argv: Sequence[str]) -> int:
         rows, told = job.explain(files, args.micro_batch, lacking)
         write_text(out / TOLD, json.dumps(told, indent=2) + "\n")
         for start in range(0, len(rows), ROWS):
-            number = f"_{start // ROWS + 1}" if start else ""
-            with atomic_file(out / f"contact_sheet{number}.png") as temporary:
+            with atomic_file(out / _sheet(start)) as temporary:
                 contact_sheet(rows[start : start + ROWS]).save(temporary, "PNG")
     notes = {entry["explainer"]: entry["note"] for image in told for entry in image["maps"] if entry["note"]}
     for name, note in notes.items():
@@ -136,13 +133,16 @@ def _question(subject: Subject, files: Mapping[str, Path], options: RunOptions, 
     }
 
 
-def _written(out: Path, files: Iterable[str], explainers: Sequence[str]) -> list[str]:
-    """Patterns of what will lie in `out`, and of what an earlier explanation there has left."""
+def _written(files: Collection[str], explainers: Sequence[str]) -> list[str]:
+    """Files that may be written."""
     stems = [_stem(file, explainer) for file in files for explainer in explainers]
-    with suppress(OSError, ValueError, KeyError, TypeError):  # there is none
-        told = json.loads((out / TOLD).read_text(encoding="utf-8"))
-        stems += [Path(entry["array"]).stem for image in told for entry in image["maps"]]
-    return [TOLD, "contact_sheet*.png", *(f"{glob.escape(stem)}.{kind}" for stem in stems for kind in ("npy", "png"))]
+    sheets = [_sheet(start) for start in range(0, len(files), ROWS)]
+    return [TOLD, *sheets, *(f"{stem}.{kind}" for stem in stems for kind in ("npy", "png"))]
+
+
+def _sheet(start: int) -> str:
+    """The contact sheet whose first row is this one of all."""
+    return f"contact_sheet{f'_{start // ROWS + 1}' if start else ''}.png"
 
 
 def _stem(file: str, explainer: str) -> str:

@@ -99,18 +99,23 @@ def write_scores(out: Path, scores: Sequence[dict[str, Any]], comparisons: Seque
 
 
 def write_tensorboard(folder: Path, scores: Sequence[dict[str, Any]]) -> None:
-    """Write alignment and top-1 as scalars, a run a checkpoint, in the place of those of an earlier start."""
-    with atomic_folder(folder) as temporary:
-        for item in scores:
-            name = file_name(item["checkpoint"])
-            with SummaryWriter(
-                str(temporary / name), filename_suffix=f".{item['explainer']}.{item['protocol']}"
-            ) as writer:
-                if item["alignment"] is not None:
-                    writer.add_scalar(f"alignment/{item['explainer']}/{item['protocol']}", item["alignment"], 0)
-                writer.add_scalar("top1", item["top1"], 0)
-                if note := item["explainer_notes"].get(item["explainer"]):
-                    writer.add_text(f"note/{item['explainer']}", note, 0)
+    """Write alignment and top-1 as scalars, a run a checkpoint, each in the place of its run of an earlier start."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for item in scores:
+        by_name.setdefault(file_name(item["checkpoint"]), []).append(item)
+    for name, members in by_name.items():
+        with atomic_folder(folder / name) as temporary:
+            for item in members:
+                _write_events(temporary, item)
+
+
+def _write_events(folder: Path, item: dict[str, Any]) -> None:
+    with SummaryWriter(str(folder), filename_suffix=f".{item['explainer']}.{item['protocol']}") as writer:
+        if item["alignment"] is not None:
+            writer.add_scalar(f"alignment/{item['explainer']}/{item['protocol']}", item["alignment"], 0)
+        writer.add_scalar("top1", item["top1"], 0)
+        if note := item["explainer_notes"].get(item["explainer"]):
+            writer.add_text(f"note/{item['explainer']}", note, 0)
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

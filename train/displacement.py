@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from common.atomic import atomic_file
 from common.surgery import position_groups
 
 
 def positions_of(model: nn.Module) -> dict[str, Tensor]:
     """A copy of every distinct P, (2, Cout, Cin/g, k), by the name its first layer gives it."""
     return {group.name: group.positions.detach().cpu().clone() for group in position_groups(model)}
-
-
-def save_positions(path: Path, positions: dict[str, Tensor]) -> None:
-    """Write positions to a file, whole or not at all."""
-    with atomic_file(path) as temporary:
-        save_file({name: p.contiguous() for name, p in positions.items()}, temporary)
-
-
-def load_positions(path: Path) -> dict[str, Tensor]:
-    """Read positions of a file; none if it is not there."""
-    return load_file(path) if path.is_file() else {}
 
 
 def displacements(initial: dict[str, Tensor], now: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,14 +19,15 @@ from common.transform import ModelTransform
 from train.augment import BatchMixing
 from train.averaging import average_buffers
 from train.batches import Batch, BatchSource, SampleOrder, TrainingSampler, to_input
-from train.configure import accumulation, as_dict
+from train.configure import accumulation
 from train.loader import load, loaders_alive, make_loader
 from train.monitor import Clock, Monitor
 from train.objective import Repulsion, classification_loss, correct, first_not_finite
 from train.optimizers import Schedule, set_learning_rates
 from train.run_folder import RunFolder
 from train.settings import Settings
-from train.state import TrainState, Undo, clean_snapshots, save_snapshot
+from train.snapshots import clean_snapshots, save_snapshot
+from train.state import TrainState, Undo
 from train.stopping import Stop, StopListener
 from train.validation import Scores, validate
 from train.watch import Watch
@@ -50,6 +52,8 @@ class Session:
     val_loader: DataLoader[Batch]
     transform: ModelTransform
     folder: RunFolder
+    about: dict[str, Any]
+    """`settings`, `command` and `classes`, which each snapshot keeps."""
     monitor: Monitor
     watch: Watch
 
@@ -162,7 +166,7 @@ def train(session: Session) -> tuple[Stop, dict[str, Scores]]:
                     last_snapshot = time.monotonic()
             if stop is not Stop.NO and not done:
                 return stop, scores
-        return Stop.NO, scores or _validate(session)
+        return Stop.NO, scores or _validate(session, told=session.folder.is_validated(progress.update))
     finally:
         batches.close()  # ends the loader's processes
         listener.close()
@@ -171,7 +175,7 @@ def train(session: Session) -> tuple[Stop, dict[str, Scores]]:
 def _save_snapshot(session: Session) -> None:
     """Write a snapshot and remove those that are no longer wanted."""
     place, keep = session.folder.snapshots, session.settings.snapshots
-    save_snapshot(place, session.state, as_dict(session.settings), session.accelerator.process_index)
+    save_snapshot(place, session.state, session.about, session.accelerator.process_index)
     if session.accelerator.is_main_process:
         clean_snapshots(place, keep.keep_last, keep.keep_every)
 
@@ -263,8 +267,11 @@ def _memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def _validate(session: Session) -> dict[str, Scores]:
-    """Score raw and averaged weights, with BatchNorm statistics averaged over the processes."""
+def _validate(session: Session, told: bool = False) -> dict[str, Scores]:
+    """Score raw and averaged weights, with BatchNorm statistics averaged over the processes.
+
+    `told`: the figures are in the run's curves already, as those of a finished run that is taken up again.
+    """
     state, progress = session.state, session.state.progress
     models = {"raw": state.model, **({"ema": state.ema.model} if state.ema else {})}
     average_buffers(*models.values())
@@ -277,7 +284,8 @@ def _validate(session: Session) -> dict[str, Scores]:
     moved = session.watch.displacement(state.model)
     if moved is not None:
         values["positions/mean_displacement_px"] = moved
-    session.monitor.scalars(progress.update, progress.exact_epoch, values)
+    if not told:
+        session.monitor.scalars(progress.update, progress.exact_epoch, values)
     shown = {f"{kind} top-1": f"{s.top1:.2f} %" for kind, s in scores.items()}
     shown |= {f"{kind} loss": f"{s.loss:.4g}" for kind, s in scores.items()}
     if moved is not None:

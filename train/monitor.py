@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from common.atomic import atomic_file
+from common.atomic import append_text, atomic_file
 from train.run_folder import RunFolder
 
 log = logging.getLogger("train")
@@ -39,6 +39,14 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):  # the terminal may have gone; training goes on
             tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _LogFile(logging.FileHandler):
+    """Goes without the lines that a full disk does not take; metrics.jsonl says in one line that it is full."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class Clock:
@@ -86,12 +94,12 @@ class Monitor:
         if not active:
             return
         folder.path.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(folder.path / "train.log")
+        file = _LogFile(folder.path / "train.log")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(file)
         if tensorboard:
             # purge_step hides what a stopped run wrote after the snapshot.
-            self.writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=update + 1 if update else None)
+            self.writer = SummaryWriter(str(folder.tensorboard), purge_step=update + 1 if update else None)
         if sys.stderr.isatty():
             self.bar = tqdm(total=total, initial=update, unit="update", dynamic_ncols=True, file=sys.stderr)
 
@@ -117,8 +125,7 @@ class Monitor:
         if self.writer:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, update)
-        with self.folder.metrics.open("a") as file:
-            file.write(json.dumps({"update": update, "epoch": epoch, **values}) + "\n")
+        append_text(self.folder.metrics, json.dumps({"update": update, "epoch": epoch, **values}) + "\n")
 
     def line(self, update: int, epoch: float, values: dict[str, str], seconds_left: float | None = None) -> None:
         """One line for people, with the time that is left."""

@@ -11,15 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from common.arguments import ArgumentParser
-from common.atomic import write_text
 from common.checkpoint import CheckpointConfig, checkpoint_folder, save_checkpoint
 from common.entry import run_command
 from common.errors import UserError, first_line
+from common.leftovers import clear_leftovers
+from common.lock import locked
 from common.weights import load_state
 from common.zoo import create_model, lookup
 from train.augment import model_transform
@@ -27,10 +24,12 @@ from train.averaging import process_buffers
 from train.configure import as_dict, dcls_spec
 from train.monitor import figure_pixels, save_png
 from train.pictures import curve_figure
-from train.run_folder import RunFolder
-from train.settings import Settings
-from train.state import mean_of, newest_snapshot, read_snapshot
+from train.run_folder import PICTURES, RunFolder
+from train.snapshots import Record, list_snapshots, newest_snapshot, read_snapshot, settings_of
+from train.state import mean_of
 
+PATIENCE = 60.0
+"""Seconds to wait for somebody who publishes under the same name just now."""
 _LOCAL = ("run_dir", "runs_dir", "checkpoints_dir", "resume", "overwrite", "init_from", "data.root", "data.val_root")
 
 
@@ -48,9 +47,11 @@ def publish_run(run: Path, name: str, checkpoints: Path, overwrite: bool = False
         UserError: no such run, nothing whole in it, or something else stands where it would go.
     """
     folder = RunFolder(run)
-    target = checkpoint_folder(checkpoints, name, None if overwrite else folder.own_weights() or "")
-    settings, command = _read_settings(folder)
+    if not list_snapshots(folder.snapshots):
+        raise UserError(f"{run} is no run with a snapshot; give runs/NAME/TIME")
+    checkpoint_folder(checkpoints, name, None if overwrite else folder.own_weights())  # before anything is read
     content, record = read_snapshot(newest_snapshot(folder.snapshots))
+    settings = settings_of(record)
     spec = dcls_spec(settings)
     fresh = spec and dataclasses.replace(spec, init="fresh")  # all values come from the snapshot
     model = create_model(settings.model, settings.num_classes, dcls=fresh, **settings.model_args)
@@ -63,21 +64,25 @@ def publish_run(run: Path, name: str, checkpoints: Path, overwrite: bool = False
         group, _, last = key.rpartition(".")
         (recipe[group] if group else recipe).pop(last)
     outputs = int(settings.num_classes or lookup(settings.model).num_classes)
-    words = [word for word in shlex.split(command) if word.partition("=")[0] not in _LOCAL]
+    words = [word for word in _split(record["command"]) if word.partition("=")[0] not in _LOCAL]
     config = CheckpointConfig(
         model=settings.model,
         num_classes=outputs,
         transform=model_transform(settings),
         dcls=spec,
         model_args=settings.model_args,
-        classes=_class_names(folder, outputs),
+        classes=_class_names(record["classes"], outputs),
         recipe=recipe,
         metrics=_metrics(folder, record),
         command=shlex.join(words),
         license=settings.license,
     )
-    written = save_checkpoint(target, model, config, _pictures(folder))
-    write_text(folder.published, json.dumps({"weights_sha256": written.weights_sha256}) + "\n")
+    pictures = _pictures(folder, record)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    with locked(checkpoints / f".{name}.lock", f"the name {name} in {checkpoints}", "take another name", PATIENCE):
+        clear_leftovers(checkpoints, name, alone=True)
+        target = checkpoint_folder(checkpoints, name, None if overwrite else folder.own_weights())
+        save_checkpoint(target, model, config, pictures, folder.will_publish)
     return target
 
 
@@ -120,46 +125,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _read_settings(folder: RunFolder) -> tuple[Settings, str]:
-    """A run's resolved settings and its command."""
-    if not folder.config.is_file():
-        raise UserError(f"{folder.path} is no run: it has no config.yaml; give runs/NAME/TIME")
-    text = folder.config.read_text(encoding="utf-8")
+def _split(command: str) -> list[str]:
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Settings), yaml.safe_load(text))
-        settings = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"{folder.config} cannot be read: {first_line(error)}") from error
-    assert isinstance(settings, Settings)
-    first = text.partition("\n")[0]
-    return settings, first.removeprefix("# ") if first.startswith("# ") else ""
+        return shlex.split(command)
+    except ValueError:  # an open quotation mark, which no shell let through
+        return []
 
 
-def _class_names(folder: RunFolder, outputs: int) -> list[str] | None:
+def _class_names(names: list[str] | None, outputs: int) -> list[str] | None:
     """A line for each output, or None where the data has no names or not as many."""
-    names = json.loads(folder.classes.read_text()) if folder.classes.is_file() else []
-    if len(names) != outputs:
+    if names is None or len(names) != outputs:
         return None
     return [" ".join("".join(c if c.isprintable() else " " for c in name).split()) for name in names]
 
 
-def _metrics(folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
-    """Figures of a finished run, or the last validation of one that was stopped."""
+def _metrics(folder: RunFolder, record: Record) -> dict[str, Any]:
+    """Figures of a finished run, or the last validation before the snapshot of one that was stopped."""
+    update = record["progress"]["update"]
     if folder.summary.is_file():
-        return json.loads(folder.summary.read_text(encoding="utf-8"))["metrics"]
-    done = {"updates": record["progress"]["update"], "stopped_early": True}
-    for line in reversed(folder.read_metrics()):
+        figures = _summary(folder)
+        if figures["updates"] == update:  # else of a snapshot that is damaged now
+            return figures
+    done = {"updates": update, "stopped_early": update < record["progress"]["total"]}
+    for line in reversed(folder.read_metrics(update)):
         if any(key.startswith("val_") for key in line):
             return {key: value for key, value in line.items() if key.startswith(("val_", "positions/"))} | done
     return done
 
 
-def _pictures(folder: RunFolder) -> dict[str, bytes]:
+def _summary(folder: RunFolder) -> dict[str, Any]:
+    try:
+        figures = json.loads(folder.summary.read_text(encoding="utf-8"))["metrics"]
+        if type(figures["updates"]) is int and all(isinstance(v, int | float | str) for v in figures.values()):
+            return figures
+        reason = "figures of another kind"
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+    raise UserError(
+        f"{folder.summary} is damaged ({reason}); the command of the run with resume={folder.path} writes it anew"
+    )
+
+
+def _pictures(folder: RunFolder, record: Record) -> dict[str, bytes]:
     """The curve, and what was drawn of positions and kernels, by file name."""
-    lines = folder.read_metrics()
+    lines = folder.read_metrics(record["progress"]["update"])
     if lines:
         save_png(folder.pictures / "curve.png", figure_pixels(curve_figure(lines)))
-    found = [folder.pictures / f"{stem}.png" for stem in ("curve", "positions", "displacement", "kernels")]
+    found = [folder.pictures / f"{stem}.png" for stem in PICTURES]
     return {path.name: path.read_bytes() for path in found if path.is_file()}
 
 

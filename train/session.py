@@ -12,6 +12,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -23,14 +24,12 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
-    broadcast_object_list,
-    gather_object,
 )
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from common.atomic import write_text
-from common.checkpoint import checkpoint_folder, free_folder
+from common.checkpoint import NameTakenError, free_folder
 from common.compiling import compiler_failed
 from common.disk import refusal
 from common.errors import UserError
@@ -42,7 +41,7 @@ from train.augment import model_transform
 from train.averaging import Ema
 from train.batches import BatchSource, ValidationSampler, open_data
 from train.configure import accumulation, as_dict, dcls_spec, load_settings
-from train.displacement import load_positions, positions_of, save_positions
+from train.displacement import positions_of
 from train.loader import LocalError, loaders_alive, make_loader
 from train.loop import METERS, Session, train
 from train.monitor import Monitor, duration, set_up_logging, table
@@ -50,9 +49,11 @@ from train.optimizers import Schedule, create_optimizer
 from train.publish import publish_run
 from train.randomness import key_seed
 from train.remarks import remarks
-from train.run_folder import RunFolder, new_run, run_to_resume
+from train.resume import choose_folder, take_on
+from train.run_folder import COMMAND, RunFolder
 from train.settings import Settings
-from train.state import Progress, TrainState, kept_snapshots, read_snapshot
+from train.snapshots import clean_snapshots, kept_snapshots
+from train.state import Progress, TrainState
 from train.stopping import PATIENCE, Stop, requeue
 from train.usage import usage
 from train.validation import Scores
@@ -76,8 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(settings.threads)
     accelerator = _accelerator(settings)
     set_up_logging(accelerator.process_index)
-    command = shlex.join(["python", "train/main.py", *arguments])
-    session = _build(settings, accelerator, command)
+    command = shlex.join([*COMMAND.split(), *arguments])
+    with ExitStack() as stack:  # what is held until the end: the run's folder
+        return _run(settings, accelerator, command, stack)
+
+
+def _run(settings: Settings, accelerator: Accelerator, command: str, stack: ExitStack) -> int:
+    session = _build(settings, accelerator, command, stack)
     try:
         stop, scores = train(session)
         if stop is Stop.NO:
@@ -134,12 +140,12 @@ def _accelerator(settings: Settings) -> Accelerator:
 
 
 @loaders_alive()
-def _build(settings: Settings, accelerator: Accelerator, command: str) -> Session:
+def _build(settings: Settings, accelerator: Accelerator, command: str, stack: ExitStack) -> Session:
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     accumulation(settings, world)  # refuses a global batch that does not fit, before anything is loaded
 
     # --- a new run, or one to continue
-    folder, snapshot = _choose_folder(settings, accelerator)
+    folder, snapshot = choose_folder(settings, accelerator, stack)
 
     # --- data
     train_source, val_source = open_data(settings)
@@ -151,7 +157,6 @@ def _build(settings: Settings, accelerator: Accelerator, command: str) -> Sessio
     # --- model, its average, and what it starts from
     model = _create_model(settings, accelerator)
     ema = Ema(model, settings.ema.decay, settings.ema.warmup) if settings.ema.decay is not None else None
-    initial = positions_of(model)
 
     # --- optimiser and schedule
     optimizer = create_optimizer(model, settings.optim, settings.positions, device)
@@ -169,29 +174,30 @@ def _build(settings: Settings, accelerator: Accelerator, command: str) -> Sessio
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     progress = Progress(schedule.updates, settings.seed, len(train_source), settings.global_batch, world)
     meters = torch.zeros(len(METERS), device=device)
-    state = TrainState(progress, model, optimizer, ema, accelerator.scaler, meters)
+    state = TrainState(progress, model, optimizer, ema, accelerator.scaler, meters, positions_of(model))
 
     # --- where it starts
     torch.manual_seed(key_seed(settings.seed, rank) % 2**63)  # drop path and dropout differ between ranks
     if snapshot is not None:
-        _resume(state, snapshot, settings, accelerator)
-        initial = load_positions(folder.initial_positions) or initial
+        take_on(state, snapshot, settings, accelerator)
     accelerator.wait_for_everyone()
+    about: dict[str, Any] = {"settings": as_dict(settings), "command": command, "classes": train_source.classes}
     if accelerator.is_main_process:
         if snapshot is not None:
             folder.turn_back(progress.update)
-            folder.describe(as_dict(settings), command)
+            clean_snapshots(folder.snapshots, settings.snapshots.keep_last, settings.snapshots.keep_every)
+            folder.describe(**about)
         else:
-            folder.start(as_dict(settings), command, train_source.classes)
-            save_positions(folder.initial_positions, initial)
+            folder.start(**about)
 
     # --- reports
     monitor = Monitor(folder, accelerator.is_main_process, progress.total, progress.update, settings.log.tensorboard)
     transform = model_transform(settings)
-    watch = Watch(monitor, transform, initial)
+    watch = Watch(monitor, transform, state.initial)
     session = Session(
-        settings, accelerator, state, wrapped, schedule, train_source, val_loader, transform, folder, monitor, watch
-    )
+        settings, accelerator, state, wrapped, schedule, train_source, val_loader, transform, folder, about, monitor,
+        watch,
+    )  # fmt: skip
     _announce(session, resuming=snapshot is not None)
     if snapshot is None:
         monitor.text("settings", yaml.safe_dump(as_dict(settings), sort_keys=False))
@@ -225,101 +231,6 @@ def _create_model(settings: Settings, accelerator: Accelerator) -> nn.Module:
             if values is not None:
                 values.data = values.data.contiguous()
     return model
-
-
-def _choose_folder(settings: Settings, accelerator: Accelerator) -> tuple[RunFolder, Path | None]:
-    """The run's folder, and the snapshot it goes on from, if it does; one answer for all ranks.
-
-    Raises:
-        UserError: there is nothing to go on from, or the checkpoint's name is taken by another run's.
-    """
-    answer: list[Any] = [None]
-    if accelerator.is_main_process:
-        try:
-            folder, snapshot = run_to_resume(settings) or (new_run(settings), None)
-            if settings.publish:  # refused now, not after the training
-                own = None if settings.overwrite else folder.own_weights() or ""
-                checkpoint_folder(Path(settings.checkpoints_dir), str(settings.name), own)
-            answer = [(folder, snapshot)]
-        except UserError as error:
-            answer = [error]
-    broadcast_object_list(answer)
-    if isinstance(answer[0], UserError):
-        raise answer[0]
-    return answer[0]
-
-
-def _resume(state: TrainState, snapshot: Path, settings: Settings, accelerator: Accelerator) -> None:
-    """Take on a snapshot; every rank reads it.
-
-    Raises:
-        UserError: a rank cannot read it, or it belongs to other data, another model or a longer run.
-    """
-    content, record = _read_alike(snapshot, accelerator)
-    before, now = Progress(**record["progress"]), state.progress
-    for name in ("seed", "images", "global_batch"):
-        _refuse_change(snapshot, name, getattr(before, name), getattr(now, name), "the order of the data")
-    old, new = record["settings"], as_dict(settings)
-    for name in ("model", "dcls", "num_classes"):
-        _refuse_change(snapshot, name, old.get(name), new[name], "the network")
-    for name in ("name", "decay_norm_bias", "layer_decay"):
-        _refuse_change(snapshot, f"optim.{name}", old["optim"].get(name), new["optim"][name], "the optimiser's state")
-    if before.update > now.total:
-        raise UserError(
-            f"{snapshot} has done {before.update} updates, and this run ends after {now.total}. Give it more "
-            "(updates=N or epochs=N), or resume an earlier snapshot by resume=PATH"
-        )
-    now.update, now.seconds = before.update, before.seconds
-    now.best_top1, now.best_update = before.best_top1, before.best_update
-    state.restore(content, accelerator.process_index, str(snapshot))
-    log.info("continuing %s after update %d (%s)", snapshot.parent.parent, now.update, snapshot.name)
-    if before.processes != now.processes:
-        log.warning(
-            "the snapshot was made with %d process(es), now there are %d. The order of the data changes: an update "
-            "sees the same pictures, but split in another way, with other mixing and BatchNorm statistics, so its "
-            "loss differs",
-            before.processes,
-            now.processes,
-        )
-    changed = _differences(old, new)
-    if changed:
-        log.warning("settings differ from the snapshot's: %s", ", ".join(changed))
-
-
-def _read_alike(snapshot: Path, accelerator: Accelerator) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors and record of a snapshot, the same in all ranks: on a shared disk one may see an older state."""
-    content, record, seen = None, None, ""
-    try:
-        content, record = read_snapshot(snapshot)
-        seen = record["sha256"]
-    except UserError as error:
-        seen = str(error)
-    found = gather_object([seen]) if accelerator.num_processes > 1 else [seen]
-    if content is None or record is None or len(set(found)) > 1:
-        what = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(found)) if len(found) > 1 else seen
-        raise UserError(what if content is None else f"{snapshot} is not the same for all ranks: {what}. Try again")
-    return content, record
-
-
-def _refuse_change(snapshot: Path, name: str, old: Any, new: Any, what: str) -> None:
-    if old != new:
-        raise UserError(
-            f"{snapshot} was made with {name}={old}, this run has {new}; {what} would be another. Resume with the old "
-            "value, or start anew with resume=none"
-        )
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Settings that may change the result and differ, as `key old -> new`."""
-    neutral = {"resume", "run_dir", "runs_dir", "checkpoints_dir", "publish", "log", "snapshots", "workers", "prefetch"}
-    found = []
-    for key in sorted((old.keys() | new.keys()) - neutral):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key} {a} -> {b}")
-    return found
 
 
 def _announce(session: Session, resuming: bool) -> None:
@@ -387,9 +298,9 @@ def _finish(session: Session, scores: dict[str, Scores]) -> None:
 def _publish(settings: Settings, folder: RunFolder) -> Path:
     """Publish under the run's name, or under a free one where another run has taken it meanwhile."""
     library, name = Path(settings.checkpoints_dir), str(settings.name)
-    try:
-        checkpoint_folder(library, name, None if settings.overwrite else folder.own_weights() or "")
-    except UserError as error:
-        name = free_folder(library, name).name
-        log.warning("%s. It is published as %s instead", error, name)
-    return publish_run(folder.path, name, library, settings.overwrite)
+    while True:
+        try:
+            return publish_run(folder.path, name, library, settings.overwrite)
+        except NameTakenError as error:
+            name = free_folder(library, str(settings.name)).name
+            log.warning("%s. It is published as %s instead", error, name)

@@ -237,7 +237,8 @@ class Settings:
     checkpoints_dir: str = "checkpoints"
     """Folder of published checkpoints."""
     overwrite: bool = False
-    """Replace a published checkpoint of the same name that another run made."""
+    """Replace a published checkpoint of the same name that another run made. With the path of a snapshot as `resume`,
+    also remove the snapshots after it."""
     license: str = "MIT"
     """Licence of the published weights."""
     smoke: bool = False

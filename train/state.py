@@ -1,29 +1,17 @@
-"""The state of a training run, and the snapshots it is resumed from.
-
-A snapshot is a folder `update_NNNNNNNN` with `state.pt` (tensors), and `state.json` (progress, settings and the
-SHA-256 of `state.pt`), written under a temporary name and renamed, so a killed run leaves whole ones only.
-"""
+"""The state of a training run: all that changes, what a snapshot keeps of it, and how it is taken on again."""
 
 from __future__ import annotations
 
-import json
-import logging
-import shutil
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from common.atomic import atomic_folder
-from common.errors import UserError
-from common.weights import distinct_state, load_state, sha256
+from common.errors import UserError, first_line
+from common.weights import distinct_state, load_state
 from train.averaging import Ema, process_buffers
 from train.randomness import random_state, set_random_state
-
-log = logging.getLogger("train")
 
 
 @dataclass
@@ -78,6 +66,8 @@ class TrainState:
     """Gradient scaler of fp16, or None."""
     meters: Tensor
     """Sums since the last log point."""
+    initial: dict[str, Tensor]
+    """DCLS positions before the first update, by name."""
 
     def own_part(self) -> dict[str, Any]:
         """What differs between processes: random state, BatchNorm statistics, sums since the last log point."""
@@ -96,6 +86,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "ema": {"model": distinct_state(self.ema.model)[0], "updates": self.ema.updates} if self.ema else None,
             "scaler": self.scaler.state_dict() if self.scaler else None,
+            "initial": self.initial,
         }
 
     def restore(self, content: dict[str, Any], rank: int, where: str) -> None:
@@ -104,6 +95,15 @@ class TrainState:
         Raises:
             UserError: it belongs to another model or optimiser.
         """
+        try:
+            self._take_on(content, rank, where)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"{where} does not fit this run ({type(error).__name__}: {first_line(error)}); resume an earlier "
+                "snapshot by resume=PATH, or start anew"
+            ) from error
+
+    def _take_on(self, content: dict[str, Any], rank: int, where: str) -> None:
         parts = content["processes"]
         load_state(self.model, content["model"], where)
         # The snapshot brings what was learnt, the settings of this run the rest: decay, betas, how P learns.
@@ -111,7 +111,8 @@ class TrainState:
         try:
             self.optimizer.load_state_dict(content["optimizer"])
         except (ValueError, KeyError) as error:
-            raise UserError(f"{where} belongs to another optimiser or grouping of parameters: {error}") from error
+            reason = first_line(error)
+            raise UserError(f"{where} belongs to another optimiser or grouping of parameters: {reason}") from error
         for group, settings in zip(self.optimizer.param_groups, own, strict=True):
             group.update(settings)
         if self.ema and content["ema"]:
@@ -121,6 +122,9 @@ class TrainState:
             raise UserError(f"{where} has no average of the weights; resume with ema.decay=null or start anew")
         if self.scaler and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
+        if self.initial.keys() != content["initial"].keys():
+            raise KeyError("initial positions of other layers")
+        self.initial = content["initial"]
         same = len(parts) == self.progress.processes
         models = [("buffers", self.model), *([("ema_buffers", self.ema.model)] if self.ema else [])]
         for key, model in models:
@@ -162,86 +166,3 @@ class Undo:
         for kept, tensor in zip(self.kept, self.tensors):
             tensor.copy_(kept)
         self.state.optimizer.zero_grad(set_to_none=True)
-
-
-def save_snapshot(folder: Path, state: TrainState, settings: dict[str, Any], rank: int) -> Path:
-    """Write a snapshot into `folder`; every process calls it, the first one writes."""
-    place = folder / f"update_{state.progress.update:08d}"
-    parts: list[Any] = [state.own_part()]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        own, parts = parts[0], [None] * dist.get_world_size()
-        dist.all_gather_object(parts, own)
-    if rank == 0:
-        with atomic_folder(place) as temporary:
-            torch.save({**state.common_part(), "processes": parts}, temporary / "state.pt")
-            record = {
-                "progress": asdict(state.progress),
-                "epoch": state.progress.epoch,
-                "offset_in_epoch": state.progress.offset,
-                "settings": settings,
-                "sha256": sha256(temporary / "state.pt"),
-            }
-            (temporary / "state.json").write_text(json.dumps(record, indent=2) + "\n")
-    return place
-
-
-def kept_snapshots(folder: Path) -> str:
-    """What a run that has to end leaves to go on from, as the end of a message."""
-    places = list_snapshots(folder)
-    return f"{places[-1]} is kept, resume=auto goes on from it" if places else "no snapshot was written before"
-
-
-def clean_snapshots(folder: Path, keep_last: int, keep_every: int | None) -> None:
-    """Remove snapshots but the newest `keep_last` and those at multiples of `keep_every` updates."""
-    for place in list_snapshots(folder)[:-keep_last]:
-        if not (keep_every and int(place.name.removeprefix("update_")) % keep_every == 0):
-            shutil.rmtree(place)
-
-
-def list_snapshots(folder: Path) -> list[Path]:
-    """Snapshots in a folder, oldest first."""
-    return sorted(folder.glob("update_*")) if folder.is_dir() else []
-
-
-def check_snapshot(place: Path) -> dict[str, Any]:
-    """The record of a snapshot whose tensors are what was written.
-
-    Raises:
-        UserError: a file is missing or damaged.
-    """
-    try:
-        record = json.loads((place / "state.json").read_text())
-        if sha256(place / "state.pt") != record["sha256"]:
-            raise UserError(f"{place}: state.pt is not what was written (its SHA-256 differs from state.json's)")
-        return record
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{place} is damaged ({type(error).__name__}: {str(error)[:120]})") from error
-
-
-def read_snapshot(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors and record of a snapshot.
-
-    Raises:
-        UserError: a file is missing or damaged.
-    """
-    record = check_snapshot(place)
-    try:
-        return torch.load(place / "state.pt", map_location="cpu", weights_only=True), record
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
-        raise UserError(f"{place} is damaged ({type(error).__name__}: {str(error)[:120]})") from error
-
-
-def newest_snapshot(folder: Path) -> Path:
-    """The newest whole snapshot of a folder. Damaged ones are reported and passed over.
-
-    Raises:
-        UserError: there is none.
-    """
-    places = list_snapshots(folder)
-    for place in reversed(places):
-        try:
-            check_snapshot(place)
-            return place
-        except UserError as error:
-            log.warning("%s; taking the one before it", error)
-    raise UserError(f"{folder} holds no whole snapshot" + (f" ({len(places)} damaged)" if places else ""))

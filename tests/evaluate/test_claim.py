@@ -1,22 +1,25 @@
 """What lies in a folder of results is replaced only where that was asked for."""
 
 import json
+import os
 
 import pytest
 from PIL import Image
 
+from common import leftovers
 from common.errors import UserError
+from common.leftovers import temporary_file
 from evaluate import engine
 from evaluate.claim import claimed, folder_of
 from evaluate.cli import main
 from tests.evaluate.conftest import save_untrained
 
-WRITTEN = ("report.html", "charts/bars-*.png", "events")
+NAMES = ("report.html", "charts/bars-1.png", "events/net")
 KEPT = ("part*", "parts are kept")
 
 
 def claim(out, question, overwrite=False, left="report.html"):
-    with claimed(out, question, "the command", WRITTEN, overwrite, KEPT):
+    with claimed(out, question, "the command", NAMES, overwrite, KEPT):
         (out / left).write_text(str(question))
 
 
@@ -36,23 +39,71 @@ def test_the_same_question_may_go_on_and_another_one_is_refused_with_what_differ
         claim(tmp_path, first | {"weights of a": "e" * 64})
 
 
+def files_in(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
 def test_with_overwrite_only_what_such_a_run_writes_goes(tmp_path):
-    (tmp_path / "charts").mkdir()
-    (tmp_path / "events").mkdir()
-    for name in ("charts/bars-1.png", "charts/mine.png", "events/1", "notes.txt"):
+    for name in ("charts/bars-1.png", "charts/bars-mine.png", "events/net/1", "events/mine/1", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     claim(tmp_path, {"limit": 1}, overwrite=True)
+    mine = {"charts/bars-mine.png", "events/mine/1", "notes.txt"}
+    assert files_in(tmp_path) == {*mine, "report.html", "run.json"}
+    (tmp_path / "charts/bars-1.png").write_text("of the first question")
     claim(tmp_path, {"limit": 2}, overwrite=True)
-    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {"charts/mine.png", "notes.txt", "report.html", "run.json"}
+    assert files_in(tmp_path) == {*mine, "report.html", "run.json"}
 
 
-@pytest.mark.parametrize("name", ["report.html", "events", "charts/bars-mine.png"])
+def test_what_an_earlier_question_wrote_under_other_names_goes_too(tmp_path):
+    with claimed(tmp_path, {"limit": 1}, "", ["charts/bars-old.png"], False, KEPT):
+        (tmp_path / "charts").mkdir()
+        (tmp_path / "charts/bars-old.png").write_text("x")
+        (tmp_path / "charts/bars-mine.png").write_text("x")
+    claim(tmp_path, {"limit": 2}, overwrite=True)
+    assert files_in(tmp_path) == {"charts/bars-mine.png", "report.html", "run.json"}
+
+
+@pytest.mark.parametrize("name", ["../mine.txt", "/MINE", ".", "", "a/../../mine.txt", 3])
+def test_a_record_that_names_files_elsewhere_removes_none(tmp_path, name):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    out = tmp_path / "out"
+    out.mkdir()
+    name = str(mine) if name == "/MINE" else name
+    (out / "run.json").write_text(json.dumps({"question": {"limit": 1}, "written": [name]}))
+    claim(out, {"limit": 2}, overwrite=True)
+    assert mine.read_text() == "mine" and files_in(out) == {"report.html", "run.json"}
+
+
+@pytest.mark.parametrize("name", ["report.html", "events/net", "charts/bars-1.png"])
 def test_what_nobody_knows_the_origin_of_is_left_alone(tmp_path, name):
     (tmp_path / name).mkdir(parents=True)
-    with pytest.raises(UserError, match=f"holds {name.rpartition('/')[2]}, of unknown origin"):
+    with pytest.raises(UserError, match=f"holds {name}, of unknown origin"):
         claim(tmp_path, {"limit": 1})
     assert list(tmp_path.rglob("*.json")) == []
+
+
+@pytest.mark.parametrize("question", [{"limit": 1}, {"limit": 2}])
+def test_two_at_once_are_refused_with_the_first_ones_process_and_lose_nothing(tmp_path, question):
+    with claimed(tmp_path, {"limit": 1}, "", NAMES, False, KEPT):
+        (tmp_path / "report.html").write_text("of the first")
+        with pytest.raises(UserError, match=rf"--out {tmp_path} is in use by process {os.getpid()} on "):
+            claim(tmp_path, question, overwrite=True)
+        assert (tmp_path / "report.html").read_text() == "of the first"
+    claim(tmp_path, question, overwrite=True)
+    assert files_in(tmp_path) == {"report.html", "run.json"}
+
+
+def test_what_a_killed_run_was_writing_goes_whatever_host_it_ran_on(tmp_path, monkeypatch):
+    for name in ("charts/bars-1.png", "parts/net/1", "events/net"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        monkeypatch.setattr(leftovers, "_host", lambda: "0123abcd")
+        temporary_file(tmp_path / name)
+        monkeypatch.undo()
+    with claimed(tmp_path, {"limit": 1}, "", NAMES, False, ("parts/*/*", "")):
+        pass
+    assert files_in(tmp_path) == {"run.json"}
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"mine": 1}', '{"question": 3}'])
@@ -67,10 +118,10 @@ def test_a_run_that_ends_with_nothing_leaves_the_folder_as_it_was(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("x")
     for out, there in ((tmp_path / "new", False), (tmp_path / "mine", True)):
-        with pytest.raises(KeyboardInterrupt), claimed(out, {"limit": 1}, "", WRITTEN, False, KEPT):
+        with pytest.raises(KeyboardInterrupt), claimed(out, {"limit": 1}, "", NAMES, False, KEPT):
             raise KeyboardInterrupt
         assert out.exists() == there
-    with pytest.raises(KeyboardInterrupt) as caught, claimed(tmp_path / "new", {"limit": 1}, "", WRITTEN, False, KEPT):
+    with pytest.raises(KeyboardInterrupt) as caught, claimed(tmp_path / "new", {"limit": 1}, "", NAMES, False, KEPT):
         (tmp_path / "new" / "part").write_text("finished")
         raise KeyboardInterrupt
     assert caught.value.__notes__ == ["parts are kept"]
@@ -148,9 +199,26 @@ def test_with_overwrite_parts_of_the_same_question_are_kept(small, tmp_path, cap
     for _ in range(2):
         main([*small, *out])
     assert "1 of 1 parts kept" in capsys.readouterr().out
-    (tmp_path / "out" / "run.json").unlink()  # as an earlier version left it
+    (tmp_path / "out" / "run.json").unlink()
+    (tmp_path / "out" / "figures" / "bars-mine.pdf").write_text("mine")
+    (tmp_path / "out" / "tensorboard" / "mine").mkdir()
     main([*small, *out])
     assert "1 of 1 parts kept" in capsys.readouterr().out
+    assert (tmp_path / "out" / "figures" / "bars-mine.pdf").exists()
+    assert (tmp_path / "out" / "tensorboard" / "mine").exists()
+
+
+def test_every_file_of_a_run_is_written_down_beforehand(small, tmp_path):
+    """Else another question would leave it there."""
+    more = ["--metric", "insertion:step=2048", "complexity", "--explainer", "grad_cam", "other_human", "--compare"]
+    two = ["--ckpt", f"a={small[1]}", f"b (2)={small[1]}", *small[2:]]
+    main([*two, "--out", str(tmp_path), *more, "a", "b (2)", "--protocol", "paper", "aligned"])
+    written = json.loads((tmp_path / "run.json").read_text())["written"]
+    there = {name for name in files_in(tmp_path) if not name.startswith(("parts/", "run.json"))}
+    folders = [name for name in written if (tmp_path / name).is_dir()]
+    assert there and all(name in written or name.startswith(tuple(f"{f}/" for f in folders)) for name in there)
+    assert any(name.startswith("figures/insertion") for name in there) and "comparisons.json" in there
+    assert len(folders) == 2
 
 
 def test_an_explanation_is_not_replaced_unasked(checkpoint, tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from train import loop
 from train.monitor import save_png
-from train.state import list_snapshots
+from train.snapshots import list_snapshots
 
 
 def test_training_time_leaves_validation_pictures_and_snapshots_out(

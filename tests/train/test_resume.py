@@ -1,7 +1,6 @@
 """A run that was killed or stopped goes on as if nothing had happened, to the bit, through the real launchers."""
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -24,8 +23,8 @@ from common.errors import UserError
 from tests.train.conftest import ROOT, Launched, children, make_photographs, metrics, running
 from train.configure import load_settings
 from train.publish import publish_run
-from train.run_folder import RunFolder, run_to_resume
-from train.state import clean_snapshots, list_snapshots, newest_snapshot
+from train.run_folder import RunFolder, find_run, start_of
+from train.snapshots import clean_snapshots, list_snapshots, newest_snapshot
 from train.stopping import Stop, StopListener
 
 UPDATES = 10
@@ -181,7 +180,10 @@ def test_a_damaged_newest_snapshot_is_reported_and_the_one_before_it_taken(
     (newest / "state.pt").write_bytes(content)
     train_here(*given, "updates=6", "snapshots.every_updates=2", "resume=auto")
     reported = capsys.readouterr().err
-    assert "update_00000006: state.pt is not what was written" in reported and "taking the one before" in reported
+    assert (
+        "update_00000006 is damaged: state.pt is not what was written" in reported
+        and "taking the one before" in reported
+    )
     assert "after update 4" in reported
     assert_same(tmp_path / "whole", whole)
 
@@ -297,15 +299,15 @@ def test_more_updates_than_a_run_is_to_have_are_one_line(tmp_path: Path, launch:
 RANK_ONE_READS_OTHERWISE = """
     import os, sys
     sys.path.insert(0, {root!r})
-    from train import run_folder, session
-    read = session.read_snapshot
+    from train import resume, run_folder, session
+    read = resume.read_snapshot
     if os.environ["RANK"] == "1":
         everything = run_folder.list_snapshots
         run_folder.list_snapshots = lambda folder: everything(folder)[:-1]  # a listing that is not up to date
         def stale(place):
             content, record = read(place)
             return content, record | {changed}
-        session.read_snapshot = stale
+        resume.read_snapshot = stale
     sys.exit(session.main(sys.argv[2:]))
 """
 
@@ -342,7 +344,7 @@ def test_a_snapshot_that_finds_no_room_says_what_is_kept(
         place.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("train.state.torch.save", full)
+    monkeypatch.setattr("train.snapshots.torch.save", full)
     assert run_command(lambda: int(bool(train_here(*given, "updates=2", "resume=auto")))) == 2
     (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert re.search(r"update_00000002: No space left on device; .*/update_00000001 is kept, resume=auto goes on", said)
@@ -358,15 +360,15 @@ def test_retention(tmp_path: Path) -> None:
         newest_snapshot(tmp_path)
 
 
-def test_auto_takes_the_newest_run_that_left_a_snapshot(tmp_path: Path) -> None:
+def test_auto_takes_the_newest_run_that_left_a_snapshot(tmp_path: Path, train_here: Callable[..., Path]) -> None:
     settings = load_settings(["recipe=demo", f"runs_dir={tmp_path}", "resume=auto"])
-    assert run_to_resume(settings) is None
-    snapshot = tmp_path / "demo" / "20260101" / "snapshots" / "update_00000001"
-    snapshot.mkdir(parents=True)
-    (snapshot / "state.pt").write_bytes(b"tensors")
-    (snapshot / "state.json").write_text(json.dumps({"sha256": hashlib.sha256(b"tensors").hexdigest()}))
+    folder, named = find_run(settings)
+    assert start_of(settings, folder, named) is None and folder.path.parent == tmp_path / "demo"
+    train_here(*arguments(tmp_path, "demo/20260101", "updates=1", "data.workers=0"))
     (tmp_path / "demo" / "20260102").mkdir()
-    assert run_to_resume(settings) == (RunFolder(tmp_path / "demo" / "20260101"), snapshot)
+    found = find_run(settings)
+    assert found == (RunFolder(tmp_path / "demo" / "20260101"), None)
+    assert start_of(settings, *found) == tmp_path / "demo" / "20260101" / "snapshots" / "update_00000001"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_snapshot(

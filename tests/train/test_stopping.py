@@ -12,7 +12,7 @@ import pytest
 
 from tests.train.conftest import ROOT, Launched, metrics
 from tests.train.test_resume import arguments, assert_same, wait_for
-from train.state import list_snapshots
+from train.snapshots import list_snapshots
 from train.stopping import Stop, StopListener
 
 LISTENS = """
