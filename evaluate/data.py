@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -72,7 +72,10 @@ class EvalData(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Short hash of what the data set consists of, without reading the pictures."""
+        """Short hash of what the data set consists of, without reading the pictures.
+
+        Results of a file that has been replaced since are never taken for those of the new one.
+        """
 
 
 class ClickMeData(EvalData):
@@ -102,8 +105,8 @@ class ClickMeData(EvalData):
         return blur_human_map(stored)
 
     def fingerprint(self) -> str:
-        """Hash of the shards' names and sizes."""
-        return _hash(f"{shard.name} {shard.stat().st_size}" for shard in self.records.shards)
+        """Hash of the shards' names, sizes and times of modification."""
+        return _hash((shard.name, _state(shard)) for shard in self.records.shards)
 
 
 class ScenesData(EvalData):
@@ -176,10 +179,9 @@ class FolderData(EvalData):
         return Picture(open_image(self.root / name), None, self.labels[index], name, boxes)
 
     def fingerprint(self) -> str:
-        """Hash of the files' names and sizes, their labels and boxes."""
-        sizes = (path.stat().st_size if path.is_file() else None for path in (self.root / name for name in self.files))
-        rows = zip(self.files, sizes, self.labels, self.boxes or self.labels)
-        return _hash(" ".join(map(str, row)) for row in rows)
+        """Hash of the files' names, sizes and times of modification, their labels and boxes."""
+        states = (_state(self.root / name) for name in self.files)
+        return _hash(zip(self.files, states, self.labels, self.boxes or self.labels))
 
 
 def open_image(path: Path) -> Image.Image:
@@ -251,8 +253,17 @@ def _parse_boxes(text: str, where: str) -> list[list[float]]:
         raise UserError(f"{where}: boxes {text!r} is no JSON list of [x0, y0, x1, y1]") from error
 
 
-def _hash(parts: Iterator[str] | Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+def _hash(parts: Iterable[object]) -> str:
+    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()[:16]
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """What changes with a file's content, without reading it: bytes and nanoseconds; None where it cannot be seen."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 @dataclass
