@@ -27,7 +27,7 @@ def scan_class_folders(root: Path, layout: str) -> tuple[list[str], list[str], N
         among the names.
 
     Raises:
-        UserError: no such folder, no class folders in it, or one without pictures.
+        UserError: no such folder, no class folders in it, one without pictures, or a name that is not UTF-8.
     """
     if not root.is_dir():
         raise UserError(f"no folder {root}; expected {layout}")
@@ -45,9 +45,19 @@ def scan_class_folders(root: Path, layout: str) -> tuple[list[str], list[str], N
         )
         if not found:
             raise UserError(f"class folder {root / name} holds no pictures ({', '.join(SUFFIXES)}); fill or remove it")
+        for file in found:
+            _check_name(file)
         files += found
         labels += [label] * len(found)
     return names, files, np.array(labels)
+
+
+def _check_name(path: str) -> None:
+    """Names go into tables and messages, so each must be text."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{os.fsencode(path)!r}: the name is not UTF-8; rename it") from error
 
 
 def imagenet_places(names: Sequence[str]) -> NDArray[np.int64] | None:

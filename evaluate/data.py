@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +21,7 @@ from common.folders import imagenet_names, imagenet_places, scan_class_folders
 from common.scenes import CLASS_NAMES, SceneConfig, Scenes
 from common.transform import ModelTransform
 from evaluate.clickme import HUMAN_CEILING, ClickMe, blur_human_map, paper_image
+from evaluate.labels import Box, read_labels
 from evaluate.metrics.boxes import boxes_in_view
 
 SCENES_COUNT = 1000
@@ -141,8 +140,7 @@ class FolderData(EvalData):
     Args:
         root: a folder of class folders, or any folder if `labels` is given. Folders named as `classes` are, are
             those; where all bear WordNet ids they mean ImageNet's; else they count in sorted order.
-        labels: a CSV with the columns `file` (relative to `root`), `label` (class index) and, if known, `boxes`
-            (a JSON list of [x0, y0, x1, y1] in the picture's pixels).
+        labels: see `evaluate.labels`.
         num_classes: of the model that a table's labels belong to.
         classes: names of the model's classes, in order of index, where known.
 
@@ -160,9 +158,9 @@ class FolderData(EvalData):
             raise UserError(f"no data folder at {root}; give --data-root the folder that holds the pictures")
         self.root = root
         self.place = str(root.resolve())
-        self.boxes: list[list[list[float]]] | None = None
+        self.boxes: list[list[Box]] | None = None
         if labels:
-            self.files, self.labels, self.boxes = _from_table(labels, num_classes)
+            self.files, self.labels, self.boxes = read_labels(labels, num_classes)
             self.num_classes = num_classes
         else:
             self.files, self.labels, self.num_classes = _from_folders(root, classes)
@@ -224,33 +222,6 @@ def _from_folders(root: Path, classes: Sequence[str] | None) -> tuple[list[str],
     else:
         count = len(names)
     return [os.path.relpath(file, root) for file in files], labels.tolist(), count
-
-
-def _from_table(table: Path, num_classes: int) -> tuple[list[str], list[int], list[list[list[float]]] | None]:
-    if not table.is_file():
-        raise UserError(f"no table of labels at {table}")
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"file", "label"} <= set(rows[0]):
-        raise UserError(f"{table} needs rows with the columns file and label; it has {list(rows[0]) if rows else []}")
-    labels, boxes = [], []
-    for number, row in enumerate(rows, 2):
-        if not (row["label"] or "").isdigit() or not row["file"]:
-            raise UserError(f"{table}, line {number}: {row['file']!r}, {row['label']!r}; a label is a class index")
-        if int(row["label"]) >= num_classes:
-            known = f"the model has classes 0 to {num_classes - 1}"
-            raise UserError(f"{table}, line {number}: label {row['label']}; {known}")
-        labels.append(int(row["label"]))
-        if "boxes" in row:
-            boxes.append(_parse_boxes(row["boxes"], f"{table}, line {number}"))
-    return [row["file"] for row in rows], labels, boxes or None
-
-
-def _parse_boxes(text: str, where: str) -> list[list[float]]:
-    try:
-        return [[float(x0), float(y0), float(x1), float(y1)] for x0, y0, x1, y1 in json.loads(text or "[]")]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{where}: boxes {text!r} is no JSON list of [x0, y0, x1, y1]") from error
 
 
 def _hash(parts: Iterable[object]) -> str:

@@ -53,6 +53,7 @@ def schema_with(measures: Sequence[str], curves: Sequence[str]) -> pa.Schema:
             schema = schema.append(pa.field(f"{name} detail", pa.list_(pa.float64())))
     return schema
 
+
 _SEAL = b"sealed:"
 """Stands in a part's metadata before the SHA-256 of everything around that."""
 _DIGITS = 64

@@ -1,4 +1,4 @@
-"""Parts of an evaluation that are damaged, foreign or out of date are measured again, and never taken for right ones."""
+"""Parts of an evaluation that are damaged, foreign or out of date are measured again, never taken for right."""
 
 import os
 
