@@ -73,12 +73,12 @@ def test_a_struct_without_bytes_is_no_column_of_pictures(tmp_path):
         write_parquet(tmp_path / "a.parquet", [{"path": "x.jpg"}], [1], pa.struct([("path", pa.string())]))
 
 
-@pytest.mark.parametrize(("checksums", "start", "length"), [(False, 10, 60), (True, -5, 1)])
+@pytest.mark.parametrize(("checksums", "start", "length"), [(False, 10, 60), (True, -1, 1)])
 def test_a_damaged_row_group_is_named_with_its_row_and_the_others_are_read(tmp_path, checksums, start, length):
     """In the head of a page; in a picture, where only a checksum tells."""
     path = tmp_path / "a.parquet"
     rows = [{"bytes": picture, "path": None} for picture in PICTURES]
-    write_parquet(path, rows, range(6), write_page_checksum=checksums, compression="snappy", use_dictionary=False)
+    write_parquet(path, rows, range(6), write_page_checksum=checksums, compression="none", use_dictionary=False)
     content = path.read_bytes()
     chunk = pq.ParquetFile(path).metadata.row_group(1).column(0)
     place = chunk.data_page_offset + start % chunk.total_compressed_size
