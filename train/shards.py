@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from common.errors import UserError, first_line
 from common.folders import SUFFIXES
+from common.manifest import check_files
 from train.settings import DataSettings
 from train.sources import Record, Records, checked_record, hold_out
 
@@ -211,7 +212,7 @@ def open_shards(kind: str, pattern: str, data: DataSettings) -> tuple[Records, R
     `data.val_root` is the pattern of the validation shards; without it a share of the pictures is held out.
 
     Raises:
-        UserError: no file fits, or a shard is damaged or lacks pictures or labels.
+        UserError: no file fits, a shard is damaged or lacks pictures or labels, or is not what `manifest.json` lists.
     """
     train = _open_pattern(kind, pattern, data.root)
     if data.val_root:
@@ -224,4 +225,5 @@ def _open_pattern(kind: str, pattern: str, root: str | None) -> ShardRecords:
     paths = sorted(glob.glob(place, recursive=True))
     if not paths:
         raise UserError(f"{kind}: no file fits {place!r}; quote the pattern in the shell, and data.root is its folder")
+    check_files([Path(path) for path in paths], place)
     return ShardRecords([ParquetShard(path) if kind == "parquet" else TarShard(path) for path in paths])
