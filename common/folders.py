@@ -30,7 +30,8 @@ def scan_class_folders(root: Path, layout: str) -> tuple[list[str], list[str], N
         among the names.
 
     Raises:
-        UserError: no such folder, no class folders in it, one without pictures, or two that are one folder.
+        UserError: no such folder, no class folders in it, one without pictures, two that are one folder, or a name
+            that is not UTF-8.
     """
     if not root.is_dir():
         raise UserError(f"no folder {root}; expected {layout}")
@@ -49,6 +50,8 @@ def scan_class_folders(root: Path, layout: str) -> tuple[list[str], list[str], N
         found = sorted(_pictures_below(str(root / name), list(places)[1:]))
         if not found:
             raise UserError(f"class folder {root / name} holds no pictures ({', '.join(SUFFIXES)}); fill or remove it")
+        for file in found:
+            _check_name(file)
         files += found
         labels += [label] * len(found)
     return names, files, np.array(labels)
@@ -82,6 +85,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def _check_name(path: str) -> None:
+    """Names go into tables and messages, so each must be text."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{os.fsencode(path)!r}: the name is not UTF-8; rename it") from error
 
 
 def imagenet_places(names: Sequence[str]) -> NDArray[np.int64] | None:

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from common.errors import UserError
 from common.folders import SUFFIXES
+from common.manifest import check_files
 from evaluate.tfrecord import RecordIndex, Value, index_records, parse_example, read_record
 
 HUMAN_CEILING = 0.65753
@@ -63,12 +64,13 @@ class ClickMe(Dataset[Record]):
             come in the order of their numbers.
 
     Raises:
-        UserError: no shards there, or a shard that is empty or damaged. Reading a record raises it too, where
-            the checksum fails, a feature is missing, or a picture does not decode.
+        UserError: no shards there, or a shard that is empty, damaged or not what `manifest.json` lists. Reading a
+            record raises it too, where the checksum fails, a feature is missing, or a picture does not decode.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.shards: list[Path] = find_shards(Path(root).expanduser())
+        check_files(self.shards)
         self._indices: list[RecordIndex] = [index_records(shard) for shard in self.shards]
         for shard, index in zip(self.shards, self._indices, strict=True):
             if not len(index.offsets):

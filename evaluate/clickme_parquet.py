@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from common.atomic import atomic_folder, write_text
 from common.errors import UserError
+from common.manifest import write_manifest
 from evaluate.clickme import PUBLISHED_AT, ClickMe, find_shards
 from evaluate.data import names_of_classes
 from evaluate.tfrecord import index_records, parse_example, read_record
@@ -59,8 +60,8 @@ def features() -> Features:
 def convert(root: Path, to: Path, skip_bad: bool = False) -> Conversion:
     """Write the shards that `ClickMe(root)` reads as `to/data/SPLIT-00000-of-00017.parquet` and so on.
 
-    One file a shard, with constant memory; every record's checksum, features and pictures are checked on the
-    way. The folder appears when all is written.
+    One file a shard, with constant memory, and `manifest.json` beside them; every record's checksum, features and
+    pictures are checked on the way. The folder appears when all is written.
 
     Args:
         root: as for `ClickMe`.
@@ -84,6 +85,7 @@ def convert(root: Path, to: Path, skip_bad: bool = False) -> Conversion:
             path = folder / "data" / f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
             rows = _rows(shard, bad if skip_bad else None, bar)
             records += _write_parquet(path, rows, columns)
+        write_manifest(folder / "data", sorted(path.name for path in (folder / "data").iterdir()))
         write_text(folder / "README.md", _card(split, columns, records, len(bad), ClickMe(root).missing_shards))
     return Conversion(split, records, bad)
 
@@ -113,7 +115,8 @@ def _rows(shard: Path, bad: list[str] | None, bar: tqdm) -> Iterator[dict[str, A
 def _write_parquet(path: Path, rows: Iterator[dict[str, Any]], columns: Features) -> int:
     """Returns the number of rows."""
     schema, count = columns.arrow_schema, 0
-    with pq.ParquetWriter(path, schema, compression="none") as writer:  # JPEG does not shrink
+    # JPEG does not shrink; a reader that looks at checksums finds what a disk has damaged.
+    with pq.ParquetWriter(path, schema, compression="none", write_page_checksum=True) as writer:
         while group := list(islice(rows, ROWS_IN_GROUP)):
             writer.write_table(pa.Table.from_pylist(group, schema))
             count += len(group)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from common.arguments import Adding, ArgumentParser
 from common.download import download
 from common.errors import UserError
+from common.manifest import entries_of, read_manifest, write_manifest
 from evaluate.clickme import PUBLISHED_AT, PUBLISHED_SHARDS
 from evaluate.clickme_parquet import convert
 from evaluate.tfrecord import index_records
@@ -61,8 +62,9 @@ def shard_url(split: str, name: str) -> str:
 def download_split(split: str, to: Path, numbers: Sequence[int] | None = None) -> list[Path]:
     """Fetch the shards of a split that are not there yet.
 
-    A shard counts as there if its records fill it to the last byte; a damaged one is fetched again. What the
-    server announces as its size is checked, and so is the framing of its records.
+    A shard counts as there if its records fill it to the last byte and it is what `manifest.json` beside it lists;
+    another one is fetched again. What the server announces as its size is checked, and so is the framing of its
+    records; then the shard is listed.
 
     Args:
         split: `val` or `train`.
@@ -80,10 +82,11 @@ def download_split(split: str, to: Path, numbers: Sequence[int] | None = None) -
     if unknown := [number for number in numbers if not 0 <= number < count]:
         raise UserError(f"--shards {unknown}: split {split!r} has the shards 0 to {count - 1}")
     shards = []
+    listed = read_manifest(to / split) or {}
     for number in tqdm(numbers, desc=f"{split} shards", unit="shard", disable=None):
         name = f"{split}-{number}.tfrecords"
         shard = to / split / name
-        if not is_whole(shard):
+        if not (is_whole(shard) and listed.get(name) in (None, entries_of(shard.parent, [name])[name])):
             shard.unlink(missing_ok=True)
             download(shard_url(split, name), shard)
             if not is_whole(shard):
@@ -92,6 +95,8 @@ def download_split(split: str, to: Path, numbers: Sequence[int] | None = None) -
                     f"{shard_url(split, name)} is no TFRecord shard; nothing was kept of it. Try again later"
                 )
         shards.append(shard)
+    if shards:
+        write_manifest(to / split, [shard.name for shard in shards], listed)
     return shards
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +22,7 @@ from common.folders import imagenet_names, imagenet_places, scan_class_folders
 from common.scenes import CLASS_NAMES, SceneConfig, Scenes
 from common.transform import ModelTransform
 from evaluate.clickme import HUMAN_CEILING, ClickMe, blur_human_map, paper_image
+from evaluate.labels import Box, read_labels
 from evaluate.metrics.boxes import boxes_in_view
 
 SCENES_COUNT = 1000
@@ -73,7 +72,10 @@ class EvalData(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Short hash of what the data set consists of, without reading the pictures."""
+        """Short hash of what the data set consists of, without reading the pictures.
+
+        Results of a file that has been replaced since are never taken for those of the new one.
+        """
 
 
 class ClickMeData(EvalData):
@@ -103,8 +105,8 @@ class ClickMeData(EvalData):
         return blur_human_map(stored)
 
     def fingerprint(self) -> str:
-        """Hash of the shards' names and sizes."""
-        return _hash(f"{shard.name} {shard.stat().st_size}" for shard in self.records.shards)
+        """Hash of the shards' names, sizes and times of modification."""
+        return _hash((shard.name, _state(shard)) for shard in self.records.shards)
 
 
 class ScenesData(EvalData):
@@ -139,8 +141,7 @@ class FolderData(EvalData):
     Args:
         root: a folder of class folders, or any folder if `labels` is given. Folders named as `classes` are, are
             those; where all bear WordNet ids they mean ImageNet's; else they count in sorted order.
-        labels: a CSV with the columns `file` (relative to `root`), `label` (class index) and, if known, `boxes`
-            (a JSON list of [x0, y0, x1, y1] in the picture's pixels).
+        labels: see `evaluate.labels`.
         num_classes: of the model that a table's labels belong to.
         classes: names of the model's classes, in order of index, where known.
 
@@ -158,9 +159,9 @@ class FolderData(EvalData):
             raise UserError(f"no data folder at {root}; give --data-root the folder that holds the pictures")
         self.root = root
         self.place = str(root.resolve())
-        self.boxes: list[list[list[float]]] | None = None
+        self.boxes: list[list[Box]] | None = None
         if labels:
-            self.files, self.labels, self.boxes = _from_table(labels, num_classes)
+            self.files, self.labels, self.boxes = read_labels(labels, num_classes)
             self.num_classes = num_classes
         else:
             self.files, self.labels, self.num_classes = _from_folders(root, classes)
@@ -177,10 +178,9 @@ class FolderData(EvalData):
         return Picture(open_image(self.root / name), None, self.labels[index], name, boxes)
 
     def fingerprint(self) -> str:
-        """Hash of the files' names and sizes, their labels and boxes."""
-        sizes = (path.stat().st_size if path.is_file() else None for path in (self.root / name for name in self.files))
-        rows = zip(self.files, sizes, self.labels, self.boxes or self.labels)
-        return _hash(" ".join(map(str, row)) for row in rows)
+        """Hash of the files' names, sizes and times of modification, their labels and boxes."""
+        states = (_state(self.root / name) for name in self.files)
+        return _hash(zip(self.files, states, self.labels, self.boxes or self.labels))
 
 
 def names_of_classes(count: int, classes: Sequence[str] | None = None) -> list[str] | None:
@@ -210,35 +210,17 @@ def _from_folders(root: Path, classes: Sequence[str] | None) -> tuple[list[str],
     return [os.path.relpath(file, root) for file in files], labels.tolist(), count
 
 
-def _from_table(table: Path, num_classes: int) -> tuple[list[str], list[int], list[list[list[float]]] | None]:
-    if not table.is_file():
-        raise UserError(f"no table of labels at {table}")
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"file", "label"} <= set(rows[0]):
-        raise UserError(f"{table} needs rows with the columns file and label; it has {list(rows[0]) if rows else []}")
-    labels, boxes = [], []
-    for number, row in enumerate(rows, 2):
-        if not (row["label"] or "").isdigit() or not row["file"]:
-            raise UserError(f"{table}, line {number}: {row['file']!r}, {row['label']!r}; a label is a class index")
-        if int(row["label"]) >= num_classes:
-            known = f"the model has classes 0 to {num_classes - 1}"
-            raise UserError(f"{table}, line {number}: label {row['label']}; {known}")
-        labels.append(int(row["label"]))
-        if "boxes" in row:
-            boxes.append(_parse_boxes(row["boxes"], f"{table}, line {number}"))
-    return [row["file"] for row in rows], labels, boxes or None
+def _hash(parts: Iterable[object]) -> str:
+    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()[:16]
 
 
-def _parse_boxes(text: str, where: str) -> list[list[float]]:
+def _state(path: Path) -> tuple[int, int] | None:
+    """What changes with a file's content, without reading it: bytes and nanoseconds; None where it cannot be seen."""
     try:
-        return [[float(x0), float(y0), float(x1), float(y1)] for x0, y0, x1, y1 in json.loads(text or "[]")]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{where}: boxes {text!r} is no JSON list of [x0, y0, x1, y1]") from error
-
-
-def _hash(parts: Iterator[str] | Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 @dataclass

@@ -114,7 +114,8 @@ def _parts(plan: Plan) -> list[list[int]]:
 def _measure_parts(subject: Subject, plan: Plan, processes: Processes, store: PartStore) -> None:
     """Measure the parts that are not there yet, whose images one loader of each process reads."""
     options, parts = plan.options, store.parts
-    finished = processes.from_main(store.finished(whole=not options.skip_bad))
+    readable = partial(_readable, plan.data) if options.skip_bad else lambda index: True  # told when it is read
+    finished = processes.from_main(store.finished(readable) if processes.is_main else [])
     left = [number for number in range(len(parts)) if number not in finished]
     shares = [in_batches(parts[number][processes.rank :: processes.world], options.batch_size) for number in left]
     stream = measure_batches(subject, plan.data, [batch for share in shares for batch in share], options)
@@ -137,6 +138,14 @@ def _measure_parts(subject: Subject, plan: Plan, processes: Processes, store: Pa
         print(f"{plan.name}: {len(bad)} images left out:\n  " + "\n  ".join(bad))
     if finished:
         print(f"{plan.name}: {len(finished)} of {len(parts)} parts kept from an earlier start")
+
+
+def _readable(data: EvalData, index: int) -> bool:
+    try:
+        data.picture(index)
+    except UserError:
+        return False
+    return True
 
 
 def _take(stream: Iterator[Measured], count: int, progress: Progress, world: int) -> list[Measured]:

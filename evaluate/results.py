@@ -1,7 +1,8 @@
 """The per-image table on disk: a part for so many images while a run goes on, one file at its end.
 
 Finished parts are kept, so a killed run continues where it was; a part belongs to exactly one question (`key`:
-weights, data, explainers, ...) and is never used for another.
+weights, data, explainers, ...) and is never used for another. It bears a hash of itself, as the checksums of Parquet
+leave out the footer; one that does not fit is measured again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.atomic import atomic_file, file_name
+from common.errors import UserError, first_line
 from evaluate.runner import Row, summed
 
 COLUMNS = pa.schema(
@@ -51,6 +54,15 @@ def schema_with(measures: Sequence[str], curves: Sequence[str]) -> pa.Schema:
     return schema
 
 
+_SEAL = b"sealed:"
+"""Stands in a part's metadata before the SHA-256 of everything around that."""
+_DIGITS = 64
+
+
+class DamagedPart(UserError):
+    """A part that is not what was written."""
+
+
 class PartStore:
     """The finished parts of one checkpoint, in a folder of their own.
 
@@ -72,17 +84,33 @@ class PartStore:
     ) -> None:
         self.parts, self.schema = parts, schema
         text = json.dumps({"checkpoint": name, **question}, sort_keys=True, default=str)
-        key = hashlib.sha256(text.encode()).hexdigest()[:12]
-        self.folder = folder / f"{file_name(name)}-{key}"
+        self.key = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.folder = folder / f"{file_name(name)}-{self.key}"
 
     def path(self, part: int) -> Path:
         """File of a part."""
         return self.folder / f"{part:05d}.parquet"
 
-    def finished(self, whole: bool = False) -> list[int]:
-        """Numbers of the parts that are there; `whole`: only of those in which no image was left out."""
-        there = [part for part in range(len(self.parts)) if self.path(part).exists()]
-        return [part for part in there if not (whole and self._left_out(part))]
+    def finished(self, readable: Callable[[int], bool]) -> list[int]:
+        """Numbers of the parts that need not be measured again; a damaged one is named on standard error.
+
+        Args:
+            readable: whether the image at a place in the data set can be read; it is asked of those that were left
+                out, and where one can, its part is to be measured again.
+        """
+        found = []
+        for part in range(len(self.parts)):
+            if not self.path(part).exists():
+                continue
+            try:
+                table = self._read(part)
+            except DamagedPart as error:
+                print(f"warning: {error}", file=sys.stderr)
+                continue
+            absent = set(self.parts[part]) - set(table.column("index").to_pylist())
+            if not any(map(readable, sorted(absent))):
+                found.append(part)
+        return found
 
     def write(
         self,
@@ -105,15 +133,22 @@ class PartStore:
             "explainers": json.dumps(dict(explainers)),
             "notes": json.dumps(dict(notes)),
             "left_out": json.dumps(list(left_out)),
+            "part": self._label(part),
+            "seal": _SEAL + bytes(_DIGITS),
         }
-        table = table.replace_schema_metadata({"seconds": repr(seconds), **about})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata({"seconds": repr(seconds), **about}), sink)
         with atomic_file(self.path(part)) as temporary:
-            pq.write_table(table, temporary)
+            temporary.write_bytes(_sealed(sink.getvalue().to_pybytes()))
 
     def tables(self) -> Iterator[pa.Table]:
-        """The rows of every part, in order."""
+        """The rows of every part, in order.
+
+        Raises:
+            DamagedPart: it was finished, and is so no longer.
+        """
         for part in range(len(self.parts)):
-            yield pq.read_table(self.path(part))
+            yield self._read(part)
 
     def seconds(self) -> float:
         """Time that all parts took together."""
@@ -136,7 +171,33 @@ class PartStore:
         return json.loads(self._metadata(part)[b"left_out"])
 
     def _metadata(self, part: int) -> dict[bytes, bytes]:
-        return pq.read_schema(self.path(part)).metadata
+        return self._read(part).schema.metadata
+
+    def _label(self, part: int) -> str:
+        return f"{self.key}/{part}"
+
+    def _read(self, part: int) -> pa.Table:
+        """Raises `DamagedPart`: it cannot be read, is not as it was written, or answers another question."""
+        path = self.path(part)
+        again = "its images have to be measured again"
+        try:
+            content = path.read_bytes()
+            if content != _sealed(content):
+                raise DamagedPart(f"{path} does not fit its hash; {again}")
+            table = pq.read_table(pa.BufferReader(content))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise DamagedPart(f"{path} cannot be read ({first_line(error)}); {again}") from error
+        label = (table.schema.metadata or {}).get(b"part", b"").decode()
+        if label != self._label(part):
+            raise DamagedPart(f"{path} is part {label} of an evaluation, not {self._label(part)}; {again}")
+        return table
+
+
+def _sealed(content: bytes) -> bytes:
+    """A part with the hash it should bear; without a place for one, nothing."""
+    before, mark, after = content.rpartition(_SEAL)  # metadata come last
+    digest = hashlib.sha256(before + after[_DIGITS:]).hexdigest()
+    return before + mark + digest.encode() + after[_DIGITS:] if mark else b""
 
 
 def remove_stale(stores: Sequence[PartStore]) -> None:
@@ -164,7 +225,7 @@ def merge_parts(path: Path, stores: Sequence[PartStore], notes: Mapping[str, str
     `notes`, by explainer, go into the file's metadata under `explainer_notes`, as JSON.
     """
     schema = stores[0].schema.with_metadata({"explainer_notes": json.dumps(dict(notes))})
-    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, write_page_checksum=True) as writer:
         for store in stores:
             for table in store.tables():
                 writer.write_table(table.replace_schema_metadata(schema.metadata))

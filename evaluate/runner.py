@@ -167,8 +167,11 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
     if not explained:
         return Measured(rows, len(rows), {}, {})
     human = None if batch.human is None else HumanMaps(data.human_maps(batch.human.to(device)), subject, options)
+    alone = False
     if OTHER_HUMAN in options.explainers:
-        maps[OTHER_HUMAN] = _other_human_maps(data, batch, device, options.skip_bad)
+        others = _other_human_maps(data, batch, device, options.skip_bad)
+        alone = others is None
+        maps[OTHER_HUMAN] = torch.zeros(len(rows), 1, 1, device=device) if others is None else others
     out: list[Row] = []
     case: Case | None = None
     for explainer in options.explainers:
@@ -184,6 +187,9 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
         for aligned in [{}] if human is None else human.columns(maps[explainer]):
             both = columns | aligned
             out += [{**row, **{name: values[n] for name, values in both.items()}} for n, row in enumerate(rows)]
+    if alone:
+        maps.notes[OTHER_HUMAN] = "no score, as there is no other image with a human map"
+        out = [_without_score(row) if row["explainer"] == OTHER_HUMAN else row for row in out]
     return Measured(out, len(rows), {SHARED_PASS: maps.shared_seconds, **maps.seconds}, maps.notes)
 
 
@@ -193,6 +199,12 @@ def _check_logits(logits: Tensor, batch: Batch) -> None:
     if not all(finite):
         image = batch.image_ids[finite.index(False)]
         raise UserError(f"its logits of image {image} are not finite, so it is not scored")
+
+
+def _without_score(row: Row) -> Row:
+    """What is known of an image without a map."""
+    known = ("image_id", "index", "checkpoint", "label", "predicted", "correct", "explainer", "protocol")
+    return {name: value if name in known else None for name, value in row.items()}
 
 
 class HumanMaps:
@@ -229,14 +241,16 @@ class HumanMaps:
             }
 
 
-def _other_human_maps(data: EvalData, batch: Batch, device: torch.device, skip_bad: bool) -> Tensor:
+def _other_human_maps(data: EvalData, batch: Batch, device: torch.device, skip_bad: bool) -> Tensor | None:
+    """None where no other image can be read."""
     maps = [_next_human_map(data, index, skip_bad) for index in batch.indices.tolist()]
-    return data.human_maps(torch.stack(maps).to(device))
+    found = [human for human in maps if human is not None]
+    return data.human_maps(torch.stack(found).to(device)) if len(found) == len(maps) else None
 
 
-def _next_human_map(data: EvalData, index: int, skip_bad: bool) -> Tensor:
+def _next_human_map(data: EvalData, index: int, skip_bad: bool) -> Tensor | None:
     """As stored, of the next image that can be read."""
-    for step in range(1, len(data) + 1):
+    for step in range(1, len(data)):
         try:
             human = data.picture((index + step) % len(data)).human
         except UserError:
@@ -244,9 +258,9 @@ def _next_human_map(data: EvalData, index: int, skip_bad: bool) -> Tensor:
                 raise
             continue
         if human is None:
-            break
+            raise UserError(f"{OTHER_HUMAN} needs human maps; {data.name} has none")
         return human
-    raise UserError(f"{OTHER_HUMAN} needs human maps; {data.name} has none")
+    return None
 
 
 def _asked_classes(batch: Batch, options: RunOptions) -> Tensor | None:

@@ -90,7 +90,7 @@ def recipe_list(folder: Path = RECIPES) -> str:
     """One line per recipe: its name and the first line of its head comment."""
     lines = []
     for name in recipe_names(folder):
-        first = (folder / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+        first = (folder / f"{name}.yaml").read_text(encoding="utf-8", errors="replace").partition("\n")[0]
         lines.append(f"  {name:24} {first.lstrip('# ')}")
     return "\n".join(lines)
 
@@ -201,7 +201,7 @@ def _read_recipe(name: str, folder: Path) -> DictConfig:
         raise UserError(f"no recipe {name!r} in {folder.name}/; {did_you_mean(name, known)}")
     try:
         content = OmegaConf.load(path)
-    except (YAMLError, OSError) as error:
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, DictConfig):
         raise UserError(f"{path} holds no settings (key: value lines)")

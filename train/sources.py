@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import simplejpeg
 from numpy.typing import NDArray
 
@@ -34,6 +35,19 @@ class Record(NamedTuple):
     """Index of its class."""
     where: str
     """File or record, for messages."""
+
+
+def checked_record(content: Any, label: Any, where: str) -> Record:
+    """A record of what a file holds.
+
+    Raises:
+        UserError: it holds no picture, or no label that is a whole number.
+    """
+    if not isinstance(content, bytes):
+        raise UserError(f"{where}: no picture; fill it in or take the row out")
+    if type(label) is not int:
+        raise UserError(f"{where}: label {label!r}; a label is a class index")
+    return Record(content, label, where)
 
 
 class Records(Protocol):
@@ -73,15 +87,18 @@ class TableRecords:
 
     def read(self, index: int) -> Record:
         """See `Records`."""
-        row = self.table[int(index)]
-        picture = row[self.picture]
+        where = f"{self.where}, row {index}"
+        try:
+            row = self.table[int(index)]
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"{where} is damaged ({first_line(error)}); get the data set again") from error
+        picture = row[self.picture] or {}
         path, content = picture.get("path"), picture.get("bytes")
-        where = f"{self.where}, row {index}" + (f" ({path})" if path else "")
-        if content is None:
-            if not path:
-                raise UserError(f"{where}: neither bytes nor a path of an image; take the row out of the data set")
+        if path and content is None:
             content, where = read_file(path), path
-        return Record(content, int(row[self.label]), where)
+        elif path:
+            where += f" ({path})"
+        return checked_record(content, row[self.label], where)
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """See `Records`."""

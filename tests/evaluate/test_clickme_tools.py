@@ -1,6 +1,8 @@
 """The Parquet data set against the shards it was made from; downloads of shards from a local server."""
 
+import hashlib
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from PIL import Image
 
 from common import download as download_module
 from common.errors import UserError
+from common.manifest import check_files
 from evaluate import clickme_parquet, clickme_tools
 from evaluate.clickme import ClickMe
 from evaluate.clickme_parquet import class_names, convert
@@ -83,7 +86,7 @@ def test_round_trip(shards, tmp_path, monkeypatch):
     assert result == ("validation", 9, [])
     data = check_round_trip(shards, tmp_path / "out", "validation")
     assert data.features["label"].num_classes == 1000 and data.features["label"].int2str(107) == "jellyfish"
-    files = sorted((tmp_path / "out" / "data").iterdir())
+    files = sorted((tmp_path / "out" / "data").glob("*.parquet"))
     assert [path.name for path in files] == ["validation-00000-of-00002.parquet", "validation-00001-of-00002.parquet"]
     groups = pq.ParquetFile(files[0]).metadata
     assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [3, 3, 1]
@@ -91,7 +94,7 @@ def test_round_trip(shards, tmp_path, monkeypatch):
 
 def test_the_files_alone_load_with_their_features(shards, tmp_path):
     convert(shards, tmp_path / "out")
-    files = sorted(str(path) for path in (tmp_path / "out" / "data").iterdir())
+    files = sorted(str(path) for path in (tmp_path / "out" / "data").glob("*.parquet"))
     data = datasets.load_dataset("parquet", data_files=files, split="train")
     assert isinstance(data.features["image"], datasets.Image) and data[8]["label"] == 108
 
@@ -186,6 +189,40 @@ def test_download_fetches_what_is_missing_and_goes_on_where_it_was_cut(server, t
     download_split("val", tmp_path / "clickme")
     assert [path for path, _ in server.requests] == ["/click-me/val/val-1.tfrecords"]
     assert len(ClickMe(tmp_path / "clickme")) == 11
+
+
+def test_downloaded_shards_are_listed_and_one_that_changes_is_refused_and_fetched_again(server, tmp_path):
+    assert main(["download", "--to", str(tmp_path / "x"), "--shards", "0"]) == 0
+    assert main(["download", "--to", str(tmp_path / "x"), "--shards", "1"]) == 0
+    folder = tmp_path / "x" / "val"
+    listed = json.loads((folder / "manifest.json").read_text())["files"]
+    for number, name in enumerate(["val-0.tfrecords", "val-1.tfrecords"]):
+        content = server.files[f"/click-me/val/val-{number}.tfrecords"]
+        assert listed[name] == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert len(ClickMe(tmp_path / "x")) == 9
+    shard = folder / "val-0.tfrecords"
+    content = bytearray(shard.read_bytes())
+    content[500] ^= 1  # within a payload, so the framing is whole
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"val-0\.tfrecords has the SHA-256 .* get it again"):
+        ClickMe(tmp_path / "x")
+    server.requests.clear()
+    download_split("val", tmp_path / "x")
+    assert [path for path, _ in server.requests] == ["/click-me/val/val-0.tfrecords", "/click-me/val/val-2.tfrecords"]
+    assert len(ClickMe(tmp_path / "x")) == 11
+
+
+def test_a_conversion_lists_its_files_which_are_checked_before_training(shards, tmp_path):
+    convert(shards, tmp_path / "out")
+    path = tmp_path / "out" / "data" / "validation-00001-of-00002.parquet"
+    check_files(sorted(path.parent.glob("*.parquet")))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"00001-of-00002\.parquet has the SHA-256"):
+        check_files(sorted(path.parent.glob("*.parquet")))
+    with pytest.raises(OSError, match="CRC checksum verification failed"):
+        pq.read_table(path, page_checksum_verification=True)
 
 
 def test_download_of_single_shards(server, tmp_path):

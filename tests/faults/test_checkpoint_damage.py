@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from common.checkpoint import load_checkpoint, read_config
 from common.errors import UserError
 from tests.common.checkpoint_edits import sign
-from tests.faults.damage import DAMAGE, damaged
+from tests.faults.damage import damages
 
 SOURCE = Path(__file__).parents[2] / "checkpoints" / "demo_dcls"
 BOUNDED = settings(
@@ -36,9 +36,9 @@ def folder(tmp_path_factory):
 
 
 @BOUNDED
-@given(damage=DAMAGE)
+@given(damage=damages)
 def test_a_damaged_config_is_the_same_config_or_an_error(folder, damage):
-    (folder / "config.json").write_bytes(damaged((SOURCE / "config.json").read_bytes(), damage))
+    (folder / "config.json").write_bytes(damage((SOURCE / "config.json").read_bytes()))
     try:
         found = read_config(folder)
     except UserError as error:
@@ -48,11 +48,11 @@ def test_a_damaged_config_is_the_same_config_or_an_error(folder, damage):
 
 
 @BOUNDED
-@given(damage=DAMAGE)
+@given(damage=damages)
 def test_a_damaged_weight_file_of_a_checkpoint_is_noticed(folder, damage):
     shutil.copyfile(SOURCE / "config.json", folder / "config.json")
     before = (SOURCE / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(after := damaged(before, damage))
+    (folder / "model.safetensors").write_bytes(after := damage(before))
     try:
         if after == before:
             return

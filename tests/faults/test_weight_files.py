@@ -17,7 +17,7 @@ from torch import nn
 
 from common.errors import UserError
 from common.weights import load_state, read_weights, stored_shapes
-from tests.faults.damage import DAMAGE, damaged
+from tests.faults.damage import damages
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,12 +166,12 @@ FORMATS = {
 @settings(
     max_examples=80, deadline=20_000, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(damage=DAMAGE)
+@given(damage=damages)
 def test_a_damaged_file_gives_the_same_tensors_or_one_line(tmp_path, form, damage):
     path = tmp_path / ("x.safetensors" if form == "safetensors" else "x.pth")
     state = small_model().state_dict()
     FORMATS[form](state, path)
-    path.write_bytes(damaged(path.read_bytes(), damage))
+    path.write_bytes(damage(path.read_bytes()))
     model = small_model()
     try:
         if form == "safetensors":

@@ -17,6 +17,7 @@ from timm.data import ImageNetInfo
 
 from common.decoding import decode_image
 from common.errors import UserError
+from common.manifest import write_manifest
 from tests.train.conftest import make_photographs
 from train.batches import LoadFailure, Photographs, SampleKey, ValidationSampler, open_data
 from train.configure import load_settings
@@ -245,6 +246,28 @@ def test_damaged_shards_are_named(tmp_path: Path, kind: str) -> None:
     (tmp_path / "a.x").write_bytes(b"nonsense" * 200)
     with pytest.raises(UserError, match=r"a\.x"):
         open_shards(kind, "*.x", data)
+
+
+@pytest.mark.parametrize(("kind", "write"), [("parquet", write_parquet), ("webdataset", write_tars)])
+def test_shards_are_what_a_manifest_beside_them_lists(
+    tmp_path: Path,
+    kind: str,
+    write: Callable[[Path, tuple[int, ...]], dict[bytes, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DCLS_ALIGN_CACHE", str(tmp_path / "cache"))
+    suffix = "tar" if kind == "webdataset" else kind
+    expected = write(tmp_path, (6, 5))
+    first, second = tmp_path / f"0.{suffix}", tmp_path / f"1.{suffix}"
+    write_manifest(tmp_path, [first.name, second.name])
+    data = DataSettings(root=str(tmp_path), val_root=second.name)
+    assert contents(open_shards(kind, f"*.{suffix}", data)[0]) == expected
+    first.rename(tmp_path / "0.away")
+    with pytest.raises(UserError, match=rf"0\.{suffix} and 0 more of manifest\.json are missing"):
+        open_shards(kind, f"*.{suffix}", data)
+    second.replace(first)
+    with pytest.raises(UserError, match=rf"0\.{suffix} has .* manifest\.json.*; get it again"):
+        open_shards(kind, f"0.{suffix}", data)
 
 
 def test_a_tar_that_is_cut_off_is_named(tmp_path: Path) -> None:
