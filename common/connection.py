@@ -145,7 +145,9 @@ def _refused(error: urllib.error.HTTPError, url: str, have: int, version: str) -
         return ask(url, 0, "")
     if error.code in _TRANSIENT:
         raise BrokenConnectionError(f"the server answered {error.code} {first_line(error.reason)}") from error
-    raise UserError(f"{url}: the server answered {error.code} {first_line(error.reason)}; is the address still right?") from error
+    raise UserError(
+        f"{url}: the server answered {error.code} {first_line(error.reason)}; is the address still right?"
+    ) from error
 
 
 # --- the connection -------------------------------------------------------------------------------------------
