@@ -17,7 +17,6 @@ if __name__ == "__main__":
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from common.arguments import ArgumentParser
 from common.atomic import write_text
@@ -29,7 +28,7 @@ from common.weights import load_state
 from common.zoo import create_model, lookup
 from train.augment import model_transform
 from train.averaging import process_buffers
-from train.configure import as_dict, dcls_spec
+from train.configure import as_dict, dcls_spec, refuse_odd_text
 from train.monitor import figure_pixels, save_png
 from train.pictures import curve_figure
 from train.run_folder import RunFolder
@@ -131,9 +130,10 @@ def _read_settings(folder: RunFolder) -> tuple[Settings, str]:
     text = folder.config.read_text(encoding="utf-8")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Settings), yaml.safe_load(text))
-        settings = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+    except Exception as error:  # PyYAML raises all kinds for values that are none of their type
         raise UserError(f"{folder.config} cannot be read: {first_line(error)}") from error
+    refuse_odd_text(merged, str(folder.config))
+    settings = OmegaConf.to_object(merged)
     assert isinstance(settings, Settings)
     first = text.partition("\n")[0]
     return settings, first.removeprefix("# ") if first.startswith("# ") else ""
