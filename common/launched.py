@@ -33,6 +33,6 @@ def refuse_strangers(together: int) -> None:
     if started > 1 and together < started:
         raise UserError(
             f"the launcher started {started} processes (WORLD_SIZE={started}), and Accelerate joins {together}, as "
-            "torchrun on a machine without a GPU makes it do. Set ACCELERATE_USE_CPU=true, take accelerate launch --cpu, "
-            "or start one process"
+            "torchrun on a machine without a GPU makes it do. Set ACCELERATE_USE_CPU=true, take accelerate launch "
+            "--cpu, or start one process"
         )

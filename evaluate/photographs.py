@@ -24,6 +24,7 @@ from tqdm import tqdm
 from common.arguments import Adding, ArgumentParser
 from common.atomic import atomic_file, write_text
 from common.errors import UserError
+from common.text import shown
 from common.weights import sha256
 from evaluate.claim import Question, claimed, folder_of
 from evaluate.data import names_of_classes, open_image
@@ -114,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"{name}: {note}")
     print(f"maps (.npy), overlays (.png), {TOLD} and contact_sheet.png in {out}")
     if lacking:
-        print("error: not explained:\n  " + "\n  ".join(lacking), file=sys.stderr)
+        print(shown("error: not explained:\n  " + "\n  ".join(lacking)), file=sys.stderr)
     return 2 if lacking else 0
 
 
@@ -240,7 +241,7 @@ class Job:
         found = []
         for number, (name, path, seen) in enumerate(opened[rows]):
             best = _top5(maps.logits[number], self.names)
-            tqdm.write("\n".join([str(path), *(f"  {p:6.1%}  {c:4d}  {called}" for p, c, called in best)]))
+            tqdm.write(shown("\n".join([str(path), *(f"  {p:6.1%}  {c:4d}  {called}" for p, c, called in best)])))
             explained = best[0][1] if self.target is None else self.target
             cells, entries = _write_maps(self.out, name, seen, maps, number)
             told = {
