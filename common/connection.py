@@ -198,7 +198,7 @@ class _Response(http.client.HTTPResponse):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fp = io.BufferedReader(_Paced(self.fp.detach()))  # type: ignore[attr-defined]
+        self.fp = io.BufferedReader(_Paced(self.fp.detach()))
 
 
 class _Connection(http.client.HTTPSConnection):
@@ -209,7 +209,7 @@ class _Https(urllib.request.HTTPSHandler):
     """Certificates are checked against those of the system, or of `SSL_CERT_FILE`."""
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_Connection, req, context=ssl.create_default_context())  # type: ignore[arg-type]
+        return self.do_open(_Connection, req, context=ssl.create_default_context())
 
 
 def _opener() -> urllib.request.OpenerDirector:

@@ -33,7 +33,7 @@ def one_line(text: object) -> str:
 
 def markdown(text: object) -> str:
     """Text as Markdown that reads like it, also within a table: no element, and no link or picture with a name."""
-    escaped = re.sub(r"[\\`|*~]|^[#>+-]|(?<!\w)_|_(?!\w)|(?<=\])\(", r"\\\g<0>", one_line(text))
+    escaped = re.sub(r"[\\`|*~]|^[#>+-]|(?<![^\W_])_|_(?![^\W_])|(?<=\])\(", r"\\\g<0>", one_line(text))
     return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 

@@ -127,7 +127,7 @@ def dcls_spec(settings: Settings) -> DclsSpec | None:
         raise UserError(f"dcls does not describe a surgery of {settings.model}: {error}") from error
 
 
-def refuse_odd_text(layer: DictConfig, where: str) -> None:
+def refuse_odd_text(layer: Any, where: str) -> None:
     """Raise where a value would be replaced by what stands in the environment, such as a token, or acts on a terminal.
 
     Raises:
