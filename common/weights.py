@@ -19,6 +19,11 @@ from common.errors import UserError
 STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Entries under which published files keep their state dict, in the order they are looked for."""
 
+_OF_DAMAGE = (
+    ValueError, LookupError, AssertionError, TypeError, AttributeError, OverflowError, MemoryError,
+)  # fmt: skip
+"""What torch's reader of old files runs into where a byte of one is wrong."""
+
 
 def clean_name(name: str) -> str:
     """A parameter's name without the prefixes that DDP (`module.`) and torch.compile (`_orig_mod.`) add."""
@@ -72,7 +77,7 @@ def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
             f"{path} was not read: it is damaged or would run code when unpickled ({reason}). Convert it to "
             ".safetensors where it was made, or get it again from its source."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, *_OF_DAMAGE) as error:
         raise UserError(
             f"{path} is not a readable weight file ({type(error).__name__}: {str(error)[:200]}). It may be cut "
             "off: compare its size with the source and get it again."

@@ -77,8 +77,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     for text in args.explainer:
         parse_method(text)
-    if args.micro_batch is not None and args.micro_batch < 1:
-        raise UserError(f"--micro-batch {args.micro_batch}: must be at least 1")
+    if args.micro_batch is not None and not 1 <= args.micro_batch <= 2**20:
+        raise UserError(f"--micro-batch {args.micro_batch}: must be at least 1 and at most {2**20:,}")
     if len(args.ckpt) != 1:
         raise UserError(f"explain takes one --ckpt, {len(args.ckpt)} are given; explain with each model in turn")
     files = distinct_names(find_images(args.images))
