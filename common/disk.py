@@ -12,10 +12,6 @@ from common.errors import UserError
 
 # Full, over quota, failing, gone, or moved between two file systems.
 _FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EXDEV)
-# No permission, read-only, a file where a folder should be, or a folder that cannot be made.
-_REFUSED = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT,
-)  # fmt: skip
 PROBE = 2**20
 """Bytes that are written to see whether a place takes any."""
 
@@ -23,10 +19,10 @@ PROBE = 2**20
 def refusal(error: BaseException) -> OSError | None:
     """The error of the file system that ended a command; None where something else did.
 
-    A place that cannot be used counts only where it is named and nothing else was raised after it. A disk that fails
-    counts wherever it stands among the causes: libraries raise errors of their own on the way out.
+    Any refusal counts where the place is named and nothing else was raised after it. A disk that fails counts wherever
+    it stands among the causes: libraries raise errors of their own on the way out.
     """
-    if isinstance(error, OSError) and error.errno in _REFUSED and error.filename is not None:
+    if isinstance(error, OSError) and error.errno and error.filename is not None:
         return error
     return next((e for e in _causes(error) if isinstance(e, OSError) and e.errno in _FAILED), None)
 

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
-import re
 import time
-import urllib.error
-import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from filelock import FileLock
 from tqdm import tqdm
 
+from common.connection import SLOWEST, Answer, BrokenConnectionError, ask
 from common.errors import UserError
 from common.weights import sha256 as file_sha256
 
 ATTEMPTS = 4
-"""Connections in a row that may bring nothing before a download is given up."""
+"""Connections in a row that may fail before a download is given up. One that came up to `SLOWEST` did not fail."""
 FIRST_PAUSE = 1.0
 """Seconds before the second attempt; each further pause is twice as long."""
-TIMEOUT = 30.0
-"""Seconds a server may stay silent."""
+LARGEST = 4 << 30
+"""Bytes of the largest file that is fetched where the caller knows neither its size nor a bound of its own."""
 _CHUNK = 1 << 20
-_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
-"""HTTP statuses after which trying again makes sense."""
-
-
-class _BrokenConnectionError(Exception):
-    """The connection failed; what arrived is in the partial file."""
 
 
 def cache_folder() -> Path:
@@ -39,17 +31,21 @@ def cache_folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "dcls-align"
 
 
-def download(url: str, to: Path, expected_size: int | None = None, sha256: str | None = None) -> Path:
+def download(
+    url: str, to: Path, expected_size: int | None = None, sha256: str | None = None, at_most: int = LARGEST
+) -> Path:
     """Fetch a file unless it is there already.
 
-    What arrives is kept beside the target as `NAME.part`, and a second call goes on from there (HTTP Range;
-    a server that does not support it sends everything again). Processes that want one file take turns.
+    What arrives is kept beside the target as `NAME.part`, with what names its version (entity tag or date) as
+    `NAME.part.version`. A second call goes on from there (HTTP Range) unless the file has changed meanwhile; where no
+    version and no hash could tell, it begins anew. Processes that want one file take turns.
 
     Args:
-        url: http or https.
+        url: https; so is every address it leads to.
         to: the file; it appears under this name only once it is whole and checked.
         expected_size: bytes; else what the server announces is taken.
         sha256: hexadecimal, if known. A file at `to` that does not fit it or the size is fetched again.
+        at_most: bytes, where `expected_size` is not known; no more are written.
 
     Returns:
         `to`.
@@ -57,7 +53,7 @@ def download(url: str, to: Path, expected_size: int | None = None, sha256: str |
     Raises:
         UserError: no connection, no such file on the server, wrong size or hash, no room on the disk.
     """
-    part = to.with_name(f"{to.name}.part")
+    part = _Part(to.with_name(f"{to.name}.part"))
     lock = cache_folder() / "locks" / f"{hashlib.sha256(str(to.absolute()).encode()).hexdigest()[:24]}.lock"
     try:
         for folder in (to.parent, lock.parent):
@@ -67,12 +63,64 @@ def download(url: str, to: Path, expected_size: int | None = None, sha256: str |
     with FileLock(lock):
         if to.is_file() and _problem(to, expected_size, sha256) is None:
             return to
-        _fetch(url, part, to, expected_size)
-        if problem := _problem(part, expected_size, sha256):
-            part.unlink()
+        if not part.version and sha256 is None:
+            part.remove()
+        _fetch(url, part, to, _Known(expected_size, sha256 is not None, at_most))
+        if problem := _problem(part.path, expected_size, sha256):
+            part.remove()
             raise UserError(f"{url} brought another file than the one known here: {problem}. Nothing was kept.")
-        part.replace(to)
+        part.path.replace(to)
+        part.remove()
     return to
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a file before it comes."""
+
+    size: int | None
+    hashed: bool
+    """Whether its hash is known, so that a file that is cut short is noticed."""
+    at_most: int
+
+
+class _Part:
+    """What has arrived of a file, and of which version of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._note = path, path.with_name(f"{path.name}.version")
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    @property
+    def version(self) -> str:
+        """Empty where nothing is known."""
+        return self._note.read_text(encoding="latin-1") if self._note.is_file() else ""
+
+    def open(self, start: int, version: str) -> BinaryIO:
+        """Open it to be written from byte `start` on; at 0 it begins anew."""
+        try:
+            file = self.path.open("r+b" if start else "wb")  # emptied before another version is noted
+            file.seek(start)
+            self._note.write_text(version, encoding="latin-1")
+            return file
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def write(self, file: BinaryIO, chunk: bytes) -> None:
+        try:
+            file.write(chunk)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def remove(self) -> None:
+        for path in (self.path, self._note):
+            path.unlink(missing_ok=True)
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"{self.path} cannot be written: {error.strerror}")
 
 
 def _problem(path: Path, size: int | None, digest: str | None) -> str | None:
@@ -84,109 +132,78 @@ def _problem(path: Path, size: int | None, digest: str | None) -> str | None:
     return None
 
 
-def _fetch(url: str, part: Path, to: Path, expected_size: int | None) -> None:
-    """Connect as often as it takes until `part` is whole."""
+def _fetch(url: str, part: _Part, to: Path, known: _Known) -> None:
+    """Connect as often as it takes until the part is whole."""
     failures = 0
     with tqdm(desc=to.name, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
         while True:
-            before = _size(part)
+            before, since = part.size, time.monotonic()
             try:
-                return _transfer(url, part, expected_size, bar)
-            except _BrokenConnectionError as error:
-                failures = 1 if _size(part) > before else failures + 1
+                return _transfer(url, part, known, bar)
+            except BrokenConnectionError as error:
+                enough = SLOWEST * max(time.monotonic() - since, 1.0)
+                failures = 1 if part.size - before >= enough else failures + 1
                 if failures >= ATTEMPTS:
                     raise UserError(
                         f"{url} could not be downloaded: {error} ({failures} attempts). Check the connection; the "
-                        f"same command goes on after the {_size(part):,} bytes that have arrived. A file fetched in "
+                        f"same command goes on after the {part.size:,} bytes that have arrived. A file fetched in "
                         f"another way may be put at {to}"
                     ) from error
             time.sleep(FIRST_PAUSE * 2 ** (failures - 1))
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _transfer(url: str, part: Path, expected_size: int | None, bar: tqdm) -> None:
-    """One connection: append to `part` what is missing; returns once all is there.
+def _transfer(url: str, part: _Part, known: _Known, bar: tqdm) -> None:
+    """One connection: append to the part what is missing; returns once all is there.
 
     Raises:
         UserError: trying again is of no use.
-        _BrokenConnectionError: it may be.
+        BrokenConnectionError: it may be.
     """
-    have = _size(part)
-    response = _request(url, have)
-    if response is None:  # the server has nothing after byte `have`
-        if expected_size in (None, have):
+    have = part.size
+    answer = ask(url, have, part.version)
+    if answer is None:  # the server has nothing after byte `have`
+        if known.size in (None, have):
             return
-        part.unlink()
-        raise _BrokenConnectionError("the part that had arrived was of another file")
-    with response:
-        start, total = _announced(response, have)
-        if expected_size is not None and total is not None and total != expected_size:
-            raise UserError(f"{url} has {total:,} bytes on the server; {expected_size:,} were expected")
+        part.remove()
+        raise BrokenConnectionError("the part that had arrived was of another file")
+    with answer.response:
+        total = _total(url, answer, known)
         bar.total = total
-        bar.update(start - bar.n)
-        with _open_part(part, resume=start > 0) as file:
-            file.seek(start)
-            while chunk := _read(response):
-                try:
-                    file.write(chunk)
-                except OSError as error:
-                    raise UserError(f"{part} cannot be written: {error.strerror}") from error
+        bar.update(answer.start - bar.n)
+        with part.open(answer.start, answer.version) as file:
+            done = answer.start
+            while chunk := answer.read(_CHUNK):
+                done += len(chunk)
+                if done > (known.at_most if total is None else total):
+                    file.close()
+                    part.remove()
+                    raise UserError(f"{url} does not end where it should: {_bound(total, known)}. Nothing was kept")
+                part.write(file, chunk)
                 bar.update(len(chunk))
-    if total is not None and _size(part) < total:
-        raise _BrokenConnectionError(f"the connection ended after {_size(part):,} of {total:,} bytes")
+    if total is not None and done < total:
+        raise BrokenConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
+    if not done and known.size != 0:
+        part.remove()
+        raise UserError(f"{url} is empty on the server; is the address still right?")
 
 
-def _request(url: str, have: int) -> http.client.HTTPResponse | None:
-    """Ask for everything from byte `have` on; None if the file ends exactly there."""
-    headers = {"User-Agent": "dcls-align"} | ({"Range": f"bytes={have}-"} if have else {})
-    try:
-        response: http.client.HTTPResponse = urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=TIMEOUT
-        )
-        return response
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code == 416 and have:
-                length = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
-                if length and int(length[1]) == have:
-                    return None
-                return _request(url, 0)
-            if error.code in _TRANSIENT:
-                raise _BrokenConnectionError(f"the server answered {error.code} {error.reason}") from error
-        raise UserError(
-            f"{url}: the server answered {error.code} {error.reason}; is the address still right?"
-        ) from error
-    except urllib.error.URLError as error:
-        raise _BrokenConnectionError(f"no connection ({error.reason})") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _BrokenConnectionError(f"{type(error).__name__}: {error}") from error
+def _total(url: str, answer: Answer, known: _Known) -> int | None:
+    """Bytes that there will be, as far as that is known.
+
+    Raises:
+        UserError: not those that were expected, too many, or a body of which nobody could say whether it is whole.
+    """
+    total = answer.total
+    if known.size is not None:
+        if total not in (None, known.size):
+            raise UserError(f"{url} has {total:,} bytes on the server; {known.size:,} were expected")
+        return known.size
+    if total is not None and total > known.at_most:
+        raise UserError(f"{url} has {total:,} bytes on the server; {_bound(None, known)}")
+    if not answer.ends and not known.hashed:
+        raise UserError(f"{url}: the server does not say how long the file is, so it could end unnoticed")
+    return total
 
 
-def _announced(response: http.client.HTTPResponse, have: int) -> tuple[int, int | None]:
-    """First byte and total size of what a response brings; a server without Range sends all from byte 0."""
-    if response.status == 206:
-        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if span is None or int(span[1]) != have:
-            raise UserError(
-                f"{response.url}: asked for bytes from {have}, got {response.headers.get('Content-Range')!r}"
-            )
-        return have, None if span[2] == "*" else int(span[2])
-    length = response.headers.get("Content-Length")
-    return 0, int(length) if length else None
-
-
-def _open_part(part: Path, resume: bool) -> BinaryIO:
-    try:
-        return part.open("r+b" if resume else "wb")
-    except OSError as error:
-        raise UserError(f"{part} cannot be written: {error.strerror}") from error
-
-
-def _read(response: http.client.HTTPResponse) -> bytes:
-    try:
-        return response.read1(_CHUNK)
-    except (OSError, http.client.HTTPException) as error:
-        raise _BrokenConnectionError(f"{type(error).__name__}: {error}") from error
+def _bound(total: int | None, known: _Known) -> str:
+    return f"at most {known.at_most:,} are taken" if total is None else f"{total:,} were announced or expected"

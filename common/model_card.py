@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import yaml
 
 from common.dcls_spec import SELECTION_RULES
+from common.text import fenced, in_code, markdown
 
 _LABELS = {
     "top1": "top-1 (%)",
@@ -40,46 +42,44 @@ def model_card(name: str, config: dict[str, Any], pictures: list[str]) -> str:
     kind = "plain convolutions"
     if dcls:
         rules = [dcls["rule"]] if isinstance(dcls["rule"], str) else dcls["rule"]
-        which = ", ".join(rule.replace("_", " ") if rule in SELECTION_RULES else f"`{rule}`" for rule in rules)
+        which = ", ".join(rule.replace("_", " ") if rule in SELECTION_RULES else in_code(rule) for rule in rules)
         start = ", started at the function of the plain ones" if dcls.get("init") == "preserve" else ""
         kind = (
             f"DCLS in place of its {which} convolutions ({dcls['kernel_count']} elements in "
-            f"{dcls['dilated_kernel_size']}x{dcls['dilated_kernel_size']}, interpolation {dcls['interpolation']}"
-            f"{start})"
+            f"{dcls['dilated_kernel_size']}x{dcls['dilated_kernel_size']}, interpolation "
+            f"{markdown(dcls['interpolation'])}{start})"
         )
-    transform = config["transform"]
+    transform, source = config["transform"], (config["recipe"].get("data") or {}).get("source", "")
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False).strip(),
         "---",
-        f"# {name}",
+        f"# {markdown(name)}",
         "",
-        f"`{config['model']}` with {config['num_classes']} classes and {kind}.",
+        f"{in_code(config['model'])} with {config['num_classes']} classes and {kind}.",
         "",
         "| measured at the end of training | |",
         "|---|---|",
-        *(f"| {_LABELS.get(name, name)} | {_figure(value)} |" for name, value in config["metrics"].items()),
+        *(
+            f"| {markdown(_LABELS.get(key, key))} | {markdown(_figure(value))} |"
+            for key, value in config["metrics"].items()
+        ),
         "",
-        f"Input: short side {transform['resize']} px ({transform['interpolation']}), central "
+        f"Input: short side {transform['resize']} px ({markdown(transform['interpolation'])}), central "
         f"{transform['crop']} px, mean {transform['mean']}, standard deviation {transform['std']}.",
         "",
         "Evaluate it:",
-        "```",
-        evaluate_command(
-            f"checkpoints/{name}", (config["recipe"].get("data") or {}).get("source", ""), config["num_classes"]
-        ),
-        "```",
-        *(["Made by:", "```", config["command"], "```"] if config["command"] else []),
+        fenced(evaluate_command(f"checkpoints/{name}", source, config["num_classes"])),
+        *(["Made by:", fenced(config["command"])] if config["command"] else []),
         *(f"![{picture.removesuffix('.png').replace('_', ' ')}]({picture})" for picture in pictures),
         "",
         "## Recipe",
-        "```yaml",
-        yaml.safe_dump(config["recipe"], sort_keys=False).strip(),
-        "```",
+        fenced(yaml.safe_dump(config["recipe"], sort_keys=False).strip(), "yaml"),
         "",
-        f"Licence of the weights: {config['license']}. SHA-256 of `model.safetensors`: `{config['weights_sha256']}`.",
+        f"Licence of the weights: {markdown(config['license'])}. SHA-256 of `model.safetensors`: "
+        f"{in_code(config['weights_sha256'])}.",
         "",
-        "Versions: " + ", ".join(f"{key} {value}" for key, value in config["versions"].items()) + ".",
+        "Versions: " + ", ".join(markdown(f"{key} {value}") for key, value in config["versions"].items()) + ".",
         "",
     ]
     return "\n".join(lines)
@@ -94,7 +94,9 @@ def evaluate_command(checkpoint: str, source: str, num_classes: int) -> str:
         num_classes: of the model; ClickMe shows ImageNet's 1000.
     """
     data = "--data clickme --data-root /clickme" if num_classes == 1000 else "--data imagefolder --data-root DIR"
-    return f"python -m evaluate --ckpt {checkpoint} {'--data scenes' if source.startswith('scenes') else data}"
+    if source.startswith("scenes"):
+        data = "--data scenes"
+    return f"python -m evaluate --ckpt {shlex.quote(checkpoint)} {data}"
 
 
 def _figure(value: Any) -> str:

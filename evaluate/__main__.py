@@ -2,8 +2,10 @@
 
 import sys
 
-from common.entry import run_command
-from evaluate.cli import main
+from common.entry import quit_on_interrupt, run_command
+
+quit_on_interrupt()
+from evaluate.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

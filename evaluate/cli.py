@@ -18,6 +18,8 @@ from common.arguments import Adding, ArgumentParser
 from common.atomic import file_name
 from common.checkpoint import library_versions
 from common.errors import UserError
+from common.text import shown
+from common.workers import MOST
 from evaluate import photographs
 from evaluate.claim import claimed, folder_of
 from evaluate.comparison import compare_pairs, group_seeds, verdict
@@ -46,6 +48,11 @@ CKPT_HELP = (
 )
 FILES = ("per_image.parquet", "scores.json", "scores.csv", "comparisons.json", "report.html", "report.md")
 """What every run may leave in its folder, beside `parts`, figures and TensorBoard's events."""
+BOUNDS = {
+    "limit": (1, 10**12), "batch_size": (1, 2**20), "micro_batch": (1, 2**20), "workers": (0, MOST),
+    "seed": (0, 2**63 - 1),
+}  # fmt: skip
+"""Least and most of the options that are numbers."""
 
 
 def parser() -> ArgumentParser:
@@ -182,9 +189,9 @@ def _check(args: argparse.Namespace) -> None:
         parse_measure(text)
         if text in COLUMNS.names:
             raise UserError(f"--metric {text}: rows with human maps have it already, for each protocol; leave it out")
-    for name, least in (("limit", 1), ("batch_size", 1), ("micro_batch", 1), ("workers", 0), ("seed", 0)):
-        if (value := getattr(args, name)) is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    for name, (least, most) in BOUNDS.items():
+        if (value := getattr(args, name)) is not None and not least <= value <= most:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least} and at most {most:,}")
     if args.dry_run and not args.study:
         raise UserError("--dry-run shows what --study would fetch and compute; give it with --study")
     if bool(args.ckpt) == bool(args.study):
@@ -283,7 +290,7 @@ def _finish(
         print(f"\n{comparison_table(comparisons)}")
     print(f"scores, per-image table and report: {out}/scores.json, per_image.parquet, report.html")
     if lacking:
-        print("error: not measured:\n  " + "\n  ".join(lacking), file=sys.stderr)
+        print(shown("error: not measured:\n  " + "\n  ".join(lacking)), file=sys.stderr)
 
 
 def _compare(

@@ -13,6 +13,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+if __name__ == "__main__":
+    from common.entry import quit_on_interrupt
+
+    quit_on_interrupt()
+
 import numpy as np
 import simplejpeg
 import torch

@@ -16,6 +16,9 @@ from evaluate.clickme import PUBLISHED_AT, PUBLISHED_SHARDS
 from evaluate.clickme_parquet import convert
 from evaluate.tfrecord import index_records
 
+LARGEST_SHARD = 1 << 30
+"""Bytes; the published ones have a small part of it."""
+
 
 def parser() -> ArgumentParser:
     """The options of `python -m evaluate.clickme`."""
@@ -88,7 +91,7 @@ def download_split(split: str, to: Path, numbers: Sequence[int] | None = None) -
         shard = to / split / name
         if not (is_whole(shard) and listed.get(name) in (None, entries_of(shard.parent, [name])[name])):
             shard.unlink(missing_ok=True)
-            download(shard_url(split, name), shard)
+            download(shard_url(split, name), shard, at_most=LARGEST_SHARD)
             if not is_whole(shard):
                 shard.unlink()
                 raise UserError(

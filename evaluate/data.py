@@ -20,6 +20,7 @@ from common.decoding import open_image
 from common.errors import UserError
 from common.folders import imagenet_names, imagenet_places, scan_class_folders
 from common.scenes import CLASS_NAMES, SceneConfig, Scenes
+from common.text import one_line
 from common.transform import ModelTransform
 from evaluate.clickme import HUMAN_CEILING, ClickMe, blur_human_map, paper_image
 from evaluate.labels import Box, read_labels
@@ -175,7 +176,7 @@ class FolderData(EvalData):
         """Decode one photograph."""
         name = self.files[index]
         boxes = self.boxes[index] if self.boxes else None
-        return Picture(open_image(self.root / name), None, self.labels[index], name, boxes)
+        return Picture(open_image(self.root / name), None, self.labels[index], one_line(name), boxes)
 
     def fingerprint(self) -> str:
         """Hash of the files' names, sizes and times of modification, their labels and boxes."""
@@ -189,7 +190,7 @@ def names_of_classes(count: int, classes: Sequence[str] | None = None) -> list[s
         classes = imagenet_names()
     if classes == imagenet_names():
         return [name.partition(",")[0] for name in classes]  # without the synonyms
-    return list(classes) if classes else None
+    return [one_line(name) for name in classes] if classes else None
 
 
 def _from_folders(root: Path, classes: Sequence[str] | None) -> tuple[list[str], list[int], int]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from common.atomic import atomic_file, file_name
@@ -18,6 +19,8 @@ from evaluate.explainers import with_warning
 Scores = Sequence[dict[str, Any]]
 FORMATS = ("png", "pdf")
 PLAIN, TWIN = "#7b8794", "#d1495b"
+plain_text = rc_context({"text.parse_math": False})
+"""Names may hold dollar signs, between which matplotlib would read a formula."""
 STYLES = ("-", "--", ":")
 """Of lines, in turn once the ten colours are used up."""
 
@@ -32,6 +35,7 @@ class Chart:
     """Its black follows the page's text colour."""
 
 
+@plain_text
 def bar_chart(scores: Scores) -> Figure:
     """Alignment with its interval, a bar a checkpoint, for one explainer and protocol; DCLS twins in red."""
     figure = Figure(figsize=(max(5.0, 0.55 * len(scores) + 1.5), 3.6), layout="constrained")
@@ -47,6 +51,7 @@ def bar_chart(scores: Scores) -> Figure:
     return figure
 
 
+@plain_text
 def accuracy_scatter(scores: Scores) -> Figure:
     """Alignment against top-1 on the same images, a point a checkpoint, for one explainer and protocol."""
     figure = Figure(figsize=(5.6, 4.2), layout="constrained")
@@ -65,6 +70,7 @@ def accuracy_scatter(scores: Scores) -> Figure:
     return figure
 
 
+@plain_text
 def measure_curves(scores: Scores, name: str) -> Figure:
     """Mean curve of a measure such as Insertion, a line an explainer, for one checkpoint; named best first."""
     figure = Figure(figsize=(6.8, max(4.2, 0.16 * len(scores) + 1)), layout="constrained")
@@ -101,6 +107,7 @@ def _curved(measures: Iterable[str]) -> list[str]:
     return [name for name in measures if name.partition(":")[0] in ("insertion", "deletion")]
 
 
+@plain_text
 def write_figures(folder: Path, scores: Scores) -> list[Chart]:
     """Draw every figure for every explainer and protocol, and the curves of every measure that has some.
 

@@ -12,6 +12,9 @@ import numpy as np
 
 from common.errors import UserError
 
+MOST = 100_000
+"""Largest count, size or other number that a method takes: beyond it, it would not end or not fit into memory."""
+MOST_SEED = 2**63 - 1
 _WORDS = {"true": True, "false": False, "none": None, "null": None, "inf": float("inf"), "-inf": float("-inf")}
 
 
@@ -22,7 +25,7 @@ def parse_value(text: str) -> Any:
         return _WORDS[text.lower()]
     try:
         return literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
@@ -70,24 +73,34 @@ def _kind(default: Any) -> tuple[str, Callable[[Any], bool]]:
     if isinstance(default, bool):
         return "true or false", lambda value: isinstance(value, (bool, np.bool_))
     if isinstance(default, int):
-        least = min(default, 1)  # counts and sizes, or a seed
-        return f"whole number from {least} on", lambda value: _is_number(value, Integral) and value >= least
+        least, most = min(default, 1), MOST if default else MOST_SEED  # counts and sizes, or a seed
+        return (
+            f"whole number from {least} on (at most {most:,})",
+            lambda value: _is_number(value, Integral) and least <= value <= most,
+        )
     if isinstance(default, float):
-        return "number from 0 on", lambda value: _is_number(value, Real) and value >= 0
+        return f"number from 0 on (at most {MOST:,})", _is_small
     if isinstance(default, tuple):
-        return "tuple such as (1,2)", lambda value: isinstance(value, (tuple, list)) and len(value) > 0
+        return (
+            f"tuple such as (1,2), of at most 1,000 numbers from 0 to {MOST:,}",
+            lambda value: isinstance(value, (tuple, list)) and 0 < len(value) <= 1000 and all(map(_is_small, value)),
+        )
     if default is None:
         return (
-            "whole number from 1 on, names or none",
+            f"whole number from 1 on, names or none (at most {MOST:,})",
             lambda value: (
                 value is None
-                or (_is_number(value, Integral) and value >= 1)
+                or (_is_number(value, Integral) and 1 <= value <= MOST)
                 or (
                     isinstance(value, (tuple, list)) and len(value) > 0 and all(isinstance(name, str) for name in value)
                 )
             ),
         )
     return "text", lambda value: isinstance(value, str)
+
+
+def _is_small(value: Any) -> bool:
+    return _is_number(value, Real) and 0 <= value <= MOST
 
 
 def _is_number(value: Any, kind: type) -> bool:

@@ -23,6 +23,7 @@ from common.arguments import Adding, ArgumentParser
 from common.atomic import atomic_file, write_text
 from common.decoding import open_image
 from common.errors import UserError
+from common.text import shown
 from common.weights import sha256
 from evaluate.claim import Question, claimed, folder_of
 from evaluate.data import names_of_classes
@@ -75,8 +76,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     for text in args.explainer:
         parse_method(text)
-    if args.micro_batch is not None and args.micro_batch < 1:
-        raise UserError(f"--micro-batch {args.micro_batch}: must be at least 1")
+    if args.micro_batch is not None and not 1 <= args.micro_batch <= 2**20:
+        raise UserError(f"--micro-batch {args.micro_batch}: must be at least 1 and at most {2**20:,}")
     if len(args.ckpt) != 1:
         raise UserError(f"explain takes one --ckpt, {len(args.ckpt)} are given; explain with each model in turn")
     files = distinct_names(find_images(args.images))
@@ -114,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"{name}: {note}")
     print(f"maps (.npy), overlays (.png), {TOLD} and contact_sheet.png in {out}")
     if lacking:
-        print("error: not explained:\n  " + "\n  ".join(lacking), file=sys.stderr)
+        print(shown("error: not explained:\n  " + "\n  ".join(lacking)), file=sys.stderr)
     return 2 if lacking else 0
 
 
@@ -243,7 +244,7 @@ class Job:
         found = []
         for number, (name, path, seen) in enumerate(opened[rows]):
             best = _top5(maps.logits[number], self.names)
-            tqdm.write("\n".join([str(path), *(f"  {p:6.1%}  {c:4d}  {called}" for p, c, called in best)]))
+            tqdm.write(shown("\n".join([str(path), *(f"  {p:6.1%}  {c:4d}  {called}" for p, c, called in best)])))
             explained = best[0][1] if self.target is None else self.target
             cells, entries = _write_maps(self.out, name, seen, maps, number)
             told = {

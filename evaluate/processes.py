@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from common.errors import UserError
+from common.launched import refuse_strangers, world_size
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)  # a rank may have slow images; one that dies is noticed by the launcher
@@ -74,15 +75,16 @@ def start_processes(device: str) -> Processes:
         device: `auto`, `cpu` or `cuda`, where convolutions in float32 get all of float32, not TF32 as by default.
 
     Raises:
-        UserError: `cuda` where torch sees no GPU.
+        UserError: `cuda` where torch sees no GPU, or processes that do not know of each other.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU that it can use here; take --device cpu or auto")
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
         torch.backends.cudnn.allow_tf32 = False
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         state = PartialState(cpu=not on_gpu, timeout=PATIENCE)
+        refuse_strangers(state.num_processes)
         # Accelerate numbers CPUs; torch takes `cpu:0` for another place than `cpu`, and copies what goes there.
         return Processes(state.process_index, state.num_processes, state.device if on_gpu else torch.device("cpu"))
     return Processes(0, 1, torch.device("cuda" if on_gpu else "cpu"))

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from common.atomic import write_text
+from common.text import one_line
 from evaluate.comparison import group_seeds, protocol_effect
 from evaluate.figures import Chart
 from evaluate.gallery import GalleryColumn, GalleryItem
@@ -18,9 +19,7 @@ from evaluate.overlays import data_uri
 from evaluate.results import common_notes
 from evaluate.scores import SECONDS_FORM, SECONDS_HEADING, comparison_cells, figure, filled, score_cells
 from evaluate.statistics import Group, GroupKey
-
-Table = tuple[str, list[str], list[list[str]]]
-"""Title, header, rows of text."""
+from evaluate.tables import Ranked, Table, markdown_page
 
 BREAKS, BREAK = r"(?<=\w)([:,_])", r"\1<wbr>"
 """Where a long heading may be broken."""
@@ -81,7 +80,7 @@ def write_report(
         + f"<script>{(ASSETS / 'report.js').read_text()}</script></body></html>"
     )
     write_text(out / "report.html", page)
-    write_text(out / "report.md", _markdown(title, partial, lacking, tables, _provenance(scores)))
+    write_text(out / "report.md", markdown_page(title, partial, lacking, tables, _provenance(scores)))
 
 
 def _title(scores: Sequence[dict[str, Any]]) -> str:
@@ -155,7 +154,7 @@ def _ranked(values: dict[tuple[str, str], float | None], better: str, form: str 
     cells = []
     for (checkpoint, _), text in texts.items():
         ahead = sum(name == checkpoint and other < sign * float(text) for name, other in known) if text != "-" else 0
-        cells.append(text if text == "-" else f"{text} (rank {ahead + 1})")
+        cells.append(text if text == "-" else Ranked(text, ahead + 1))
     return cells
 
 
@@ -173,7 +172,7 @@ def _html_table(table: Table) -> str:
         names = " ".join(row[place] for place in places)
         cells = "".join(map(_cell, row))
         lines.append(
-            f"<tr data-checkpoints='{_e('|'.join(row[p] for p in places))}' data-explainers='{_e(row[explainer])}' "
+            f"<tr data-checkpoints='{'&#10;'.join(_e(row[p]) for p in places)}' data-explainers='{_e(row[explainer])}' "
             f"title='{_e(names)}'>{cells}</tr>"
         )
     header = "".join(f"<th>{re.sub(BREAKS, BREAK, _e(name))}</th>" for name in head)
@@ -183,11 +182,10 @@ def _html_table(table: Table) -> str:
 def _cell(text: str) -> str:
     """A figure's rank stands small behind it; the first of its column is bold."""
     kind = " class='n'" if text[:1].isdigit() or text[:2] in {"+0", "-0"} else ""
-    value, _, rank = text.removesuffix(")").partition(" (rank ")
-    if not rank:
+    if not isinstance(text, Ranked):
         return f"<td{kind}>{_e(text)}</td>"
-    value = f"<b>{value}</b>" if rank == "1" else value
-    return f"<td{kind}>{value} <small title='rank {rank}'>{rank}</small></td>"
+    value = f"<b>{_e(text.value)}</b>" if text.rank == 1 else _e(text.value)
+    return f"<td{kind}>{value} <small title='rank {text.rank}'>{text.rank}</small></td>"
 
 
 def _filters(scores: Sequence[dict[str, Any]]) -> str:
@@ -276,20 +274,5 @@ def _provenance(scores: Sequence[dict[str, Any]]) -> dict[str, str]:
     }
 
 
-def _markdown(
-    title: str, partial: str, lacking: Sequence[str], tables: Sequence[Table], provenance: dict[str, str]
-) -> str:
-    lines = [f"# {title}", ""]
-    if partial:
-        lines += [f"**Partial, not the whole data set: {partial}.**", ""]
-    for text in lacking:
-        lines += [f"**Not measured: {text}**", ""]
-    for heading, head, rows in tables:
-        lines += [f"## {heading}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-        lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
-    lines += ["## How it was computed", "", *(f"- {key}: {value}" for key, value in provenance.items()), ""]
-    return "\n".join(lines)
-
-
 def _e(text: str) -> str:
-    return html.escape(str(text), quote=True)
+    return html.escape(one_line(text), quote=True)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError, did_you_mean
+from common.text import one_line
 from evaluate.parameters import parse_value
 from evaluate.subjects import Subject, label_of, load_subject, states_model
 
@@ -45,7 +46,7 @@ def labels(requests: Sequence[Request]) -> list[str]:
     """Names in tables; one that is taken gets a number, so that rows tell checkpoints apart."""
     found: list[str] = []
     for request in requests:
-        name = label = request.name or label_of(request.spec, request.model)
+        name = label = one_line(request.name or label_of(request.spec, request.model))
         number = 2
         while label in found:
             label, number = f"{name} ({number})", number + 1

@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from common.atomic import atomic_folder, file_name, write_text
+from common.text import markdown
 from evaluate.explainers import parse_method
 from evaluate.runner import SHARED_PASS
 from evaluate.statistics import Group, GroupKey, score
@@ -115,7 +116,7 @@ def _write_events(folder: Path, item: dict[str, Any]) -> None:
             writer.add_scalar(f"alignment/{item['explainer']}/{item['protocol']}", item["alignment"], 0)
         writer.add_scalar("top1", item["top1"], 0)
         if note := item["explainer_notes"].get(item["explainer"]):
-            writer.add_text(f"note/{item['explainer']}", note, 0)
+            writer.add_text(f"note/{item['explainer']}", markdown(note), 0)
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -15,6 +15,7 @@ from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.published import fetch_published, published_state
 from common.surgery import fold_dcls
+from common.text import without_tokens
 from common.transform import ModelTransform
 from common.weights import load_state, sha256
 from common.zoo import ZooModel, create_model, lookup
@@ -144,9 +145,10 @@ def _fetch_folder(spec: str) -> Path:
             spec.removeprefix("hf-hub:"), allow_patterns=["config.json", "model.safetensors", "README.md"]
         )
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = without_tokens(" ".join(str(error).split()))[:200]
         raise UserError(
-            f"--ckpt {spec}: not to be had from the hub ({type(error).__name__}: {str(error)[:200]}). Check the name "
-            "and the connection; for a private repository set HF_TOKEN. A timm model is taken as timm:ARCHITECTURE.TAG"
+            f"--ckpt {spec}: not to be had from the hub ({type(error).__name__}: {reason}). Check the name and the "
+            "connection; for a private repository set HF_TOKEN. A timm model is taken as timm:ARCHITECTURE.TAG"
         ) from error
     return Path(found)
 

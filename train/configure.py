@@ -10,11 +10,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from common.errors import UserError, did_you_mean, first_line
 from common.surgery import DEPTHWISE_WAYS, DclsSpec
+from common.text import one_line
 from common.zoo import lookup
+from train.bounds import check_augmentation, check_numbers
 from train.settings import Settings
 from train.usage import documented, nearest_key
 
@@ -48,36 +49,6 @@ _CHOICES = {
     "loss.kind": ("cross_entropy", "bce"),
     "augment.interpolation": ("bicubic", "bilinear", "random"),
     "augment.erase_mode": ("const", "rand", "pixel"),
-}
-_AT_LEAST = {
-    "epochs": 0.0,
-    "updates": 1,
-    "global_batch": 1,
-    "batch_size": 1,
-    "eval_batch_size": 1,
-    "num_classes": 2,
-    "threads": 1,
-    "data.image_size": 1,
-    "data.eval_size": 1,
-    "data.workers": 0,
-    "data.prefetch": 1,
-    "data.train_images": 1,
-    "data.val_images": 1,
-    "augment.repeats": 1,
-    "augment.mixup": 0.0,
-    "augment.cutmix": 0.0,
-    "optim.lr": 0.0,
-    "optim.weight_decay": 0.0,
-    "schedule.warmup_epochs": 0.0,
-    "schedule.warmup_lr": 0.0,
-    "schedule.min_lr": 0.0,
-    "schedule.cooldown_epochs": 0.0,
-    "snapshots.every_updates": 1,
-    "snapshots.every_minutes": 0.0,
-    "snapshots.keep_last": 1,
-    "snapshots.keep_every": 1,
-    "log.every": 1,
-    "seed": 0,
 }
 
 
@@ -122,6 +93,8 @@ def load_settings(arguments: Sequence[str], recipes: Path = RECIPES) -> Settings
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
             raise UserError(f"{where}: {error.full_key}: {first_line(error.msg)}") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{where}: a value is of another kind than its setting: {first_line(error)}") from error
     settings = OmegaConf.to_object(merged)
     assert isinstance(settings, Settings)
     settings.name = settings.name or str(name)
@@ -152,6 +125,28 @@ def dcls_spec(settings: Settings) -> DclsSpec | None:
         return DclsSpec(**{**base, **settings.dcls})
     except (TypeError, ValueError) as error:
         raise UserError(f"dcls does not describe a surgery of {settings.model}: {error}") from error
+
+
+def refuse_odd_text(layer: Any, where: str) -> None:
+    """Raise where a value would be replaced by what stands in the environment, such as a token, or acts on a terminal.
+
+    Raises:
+        UserError: `${` or a control character is in a key or a value.
+    """
+
+    def visit(value: Any, key: str) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                visit(name, key)
+                visit(inner, f"{key}.{name!s}" if key else str(name))
+        elif isinstance(value, list):
+            for inner in value:
+                visit(inner, key)
+        elif isinstance(value, str) and ("${" in value or one_line(value) != value):
+            what = "${...} is not replaced here" if "${" in value else "it holds line breaks or control characters"
+            raise UserError(f"{where}: {key}={one_line(value[:80])}: {what}; give the value itself")
+
+    visit(OmegaConf.to_container(layer, resolve=False), "")
 
 
 def accumulation(settings: Settings, processes: int) -> int:
@@ -188,10 +183,12 @@ def _parse_arguments(arguments: Sequence[str]) -> DictConfig:
         if not equals or not key or key.startswith("-"):
             raise UserError(f"argument {argument!r} is not of the form key=value, such as optim.lr=2e-3")
     try:
-        return OmegaConf.from_dotlist(list(arguments))
-    except (YAMLError, OmegaConfBaseException) as error:
+        found = OmegaConf.from_dotlist(list(arguments))
+    except Exception as error:  # PyYAML raises all kinds for values that are none of their type
         hint = "quote a value that YAML reads otherwise, as in \"dcls.rule='*.conv_dw'\""
         raise UserError(f"arguments cannot be read: {first_line(error)}; {hint}") from error
+    refuse_odd_text(found, "command line")
+    return found
 
 
 def _read_recipe(name: str, folder: Path) -> DictConfig:
@@ -201,10 +198,11 @@ def _read_recipe(name: str, folder: Path) -> DictConfig:
         raise UserError(f"no recipe {name!r} in {folder.name}/; {did_you_mean(name, known)}")
     try:
         content = OmegaConf.load(path)
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # PyYAML raises all kinds for values that are none of their type
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(content, DictConfig):
         raise UserError(f"{path} holds no settings (key: value lines)")
+    refuse_odd_text(content, f"recipe {name}")
     return content
 
 
@@ -216,11 +214,14 @@ def _smoke(recipe: DictConfig, name: str) -> DictConfig:
 
 def _check_keys(layer: DictConfig, where: str) -> None:
     known = [item.key for item in documented()]
+    groups = [item.key for item in documented() if isinstance(item.default, dict)]
 
     def visit(node: DictConfig, prefix: str) -> None:
         for key, value in node.items_ex(resolve=False):
             name = f"{prefix}{key!s}"
             inner = any(k.startswith(f"{name}.") for k in known)
+            if name in groups and not isinstance(value, DictConfig):
+                raise UserError(f"{where}: {name}={value!s:.80} is none of {{KEY: VALUE, ...}}")
             if name in known or (inner and isinstance(value, DictConfig)):
                 if inner:
                     visit(value, f"{name}.")
@@ -246,22 +247,16 @@ def _check_values(settings: Settings) -> None:
         if value_of(key) not in choices:
             near = difflib.get_close_matches(str(value_of(key)), choices, 1, 0.0)[0]
             raise UserError(f"{key}={value_of(key)}: take one of {', '.join(choices)} (nearest: {near})")
-    for key, least in _AT_LEAST.items():
-        if value_of(key) is not None and value_of(key) < least:
-            raise UserError(f"{key}={value_of(key)}: must be at least {least:g}")
+    check_numbers(settings)
+    check_augmentation(settings.augment.auto)
     if not settings.model:
         raise UserError(f"recipe {settings.recipe} names no model; add model=NAME")
     lookup(settings.model)
     dcls_spec(settings)
     if settings.pretrained and settings.init_from:
         raise UserError(f"init_from={settings.init_from} and pretrained=true are two starts; give one of them")
-    for key in ("data.val_fraction", "loss.smoothing"):
-        if not 0.0 <= value_of(key) < 1.0:
-            raise UserError(f"{key}={value_of(key)}: must be at least 0 and below 1")
-    if len(settings.augment.scale) != 2:
-        raise UserError(f"augment.scale={settings.augment.scale}: give two numbers, such as [0.08,1.0]")
-    if settings.ema.decay is not None and not 0.0 <= settings.ema.decay < 1.0:
-        raise UserError(f"ema.decay={settings.ema.decay}: must be at least 0 and below 1; null switches it off")
+    if len(scale := settings.augment.scale) != 2 or scale[0] > scale[1]:
+        raise UserError(f"augment.scale={scale}: give two numbers, the smaller first, such as [0.08,1.0]")
     if settings.publish_weights == "ema" and settings.ema.decay is None:
         raise UserError("publish_weights=ema needs an average of the weights: give ema.decay, or publish_weights=raw")
     mixing = settings.augment.mixup > 0 or settings.augment.cutmix > 0

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
-from common.errors import UserError
+from common.errors import UserError, first_line
+from common.workers import died
 from train.batches import Batch, BatchSource, LoadFailure, SampleKey
-from train.configure import first_line
 from train.settings import Settings
 from train.stopping import obey_parent, signals_wait
 
@@ -98,11 +97,6 @@ def loaders_alive() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+        if (told := died(error)) is None:
             raise
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise it again as the others end
-        cause = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error
-        what = str(cause).partition(". ")[0]
-        raise LocalError(
-            f"a loader's process died ({what}); killed: memory ran out, bus error: shared memory did. {_ROOM}"
-        ) from error
+        raise LocalError(f"{told}. {_ROOM}") from error

@@ -7,7 +7,9 @@ from pathlib import Path
 # `import train` and `import common` work uninstalled and no module here can hide a library.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.entry import run_command  # noqa: E402
+from common.entry import quit_on_interrupt, run_command  # noqa: E402
+
+quit_on_interrupt()
 from train.session import main  # noqa: E402
 
 if __name__ == "__main__":

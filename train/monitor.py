@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from common.atomic import append_text, atomic_file
+from common.text import shown, visible
 from train.run_folder import RunFolder
 
 log = logging.getLogger("train")
@@ -38,7 +39,7 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):  # the terminal may have gone; training goes on
-            tqdm.write(self.format(record), file=sys.stderr)
+            tqdm.write(shown(self.format(record)), file=sys.stderr)
 
 
 class _LogFile(logging.FileHandler):
@@ -138,7 +139,7 @@ class Monitor:
     def text(self, name: str, content: str) -> None:
         """A text for TensorBoard, such as the resolved recipe."""
         if self.writer:
-            self.writer.add_text(name, "    " + content.replace("\n", "\n    "))
+            self.writer.add_text(name, "    " + visible(content).replace("\n", "\n    "))
 
     def hyperparameters(self, values: dict[str, Any], metrics: dict[str, float]) -> None:
         """TensorBoard's table of runs."""

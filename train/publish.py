@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    from common.entry import quit_on_interrupt
+
+    quit_on_interrupt()
 
 from common.arguments import ArgumentParser
 from common.checkpoint import CheckpointConfig, checkpoint_folder, save_checkpoint
@@ -17,6 +21,7 @@ from common.entry import run_command
 from common.errors import UserError, first_line
 from common.leftovers import clear_leftovers
 from common.lock import locked
+from common.text import without_tokens
 from common.weights import load_state
 from common.zoo import create_model, lookup
 from train.augment import model_transform
@@ -101,7 +106,7 @@ def upload(checkpoint: Path, repository: str) -> str:
         api.create_repo(repository, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=checkpoint)
     except Exception as error:  # of the hub's own kinds, and those of the library that it connects with
-        reason = first_line(str(error).replace(os.environ.get("HF_TOKEN") or "\0", "***"))
+        reason = first_line(without_tokens(str(error)))
         raise UserError(
             f"{repository} was not uploaded ({type(error).__name__}: {reason}); {checkpoint} is written. If the hub "
             "was reached, log in with `hf auth login` or set HF_TOKEN to a token that may write there"

@@ -33,6 +33,7 @@ from common.checkpoint import NameTakenError, free_folder
 from common.compiling import compiler_failed
 from common.disk import refusal
 from common.errors import UserError
+from common.launched import refuse_strangers
 from common.model_card import evaluate_command
 from common.published import load_plain
 from common.surgery import position_groups, set_depthwise
@@ -126,6 +127,7 @@ def _accelerator(settings: Settings) -> Accelerator:
     waiting = InitProcessGroupKwargs(timeout=PATIENCE)
     # `compile` alone decides about compiling, whatever Accelerate's own configuration says.
     accelerator = Accelerator(mixed_precision=precision, dynamo_backend="no", kwargs_handlers=[ddp, waiting])
+    refuse_strangers(accelerator.num_processes)
     # Shapes are fixed, so trying cuDNN's algorithms once pays; its guesses for large depthwise kernels are poor.
     torch.backends.cudnn.benchmark = accelerator.device.type == "cuda"
     plain = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)

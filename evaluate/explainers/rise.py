@@ -67,6 +67,8 @@ def rise(query: Query, masks: int = 4000, cells: int = 8, keep: float = 0.5, sub
     """
     if masks < 1 or not 0 < keep < 1:
         raise UserError(f"rise: {masks} masks, keep {keep}; take at least one mask and 0 < keep < 1")
+    if cells > min(query.images.shape[2:]):
+        raise UserError(f"rise: cells={cells}; an image of {tuple(query.images.shape[2:])} pixels has fewer")
     images = query.images
     batch, size = len(images), (images.shape[2], images.shape[3])
     grids, shifts = random_masks(masks, size, cells, keep, query.generator())

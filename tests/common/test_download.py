@@ -16,7 +16,6 @@ CONTENT = bytes(range(256)) * 4000  # 1,024,000 bytes
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     monkeypatch.setenv("DCLS_ALIGN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(download_module, "FIRST_PAUSE", 0.01)
     with local_server() as server:
         server.files["/file.bin"] = CONTENT
@@ -26,6 +25,13 @@ def server(monkeypatch, tmp_path):
 @pytest.fixture
 def target(tmp_path):
     return tmp_path / "deep" / "file.bin"
+
+
+def begun(target, content):
+    """The part that an earlier download left, of the version that the server calls so now."""
+    target.parent.mkdir()
+    (target.parent / "file.bin.part").write_bytes(content)
+    (target.parent / "file.bin.part.version").write_text(f'"{hashlib.sha256(CONTENT).hexdigest()[:8]}"')
 
 
 def only_file(target):
@@ -54,8 +60,7 @@ def test_many_cuts_are_no_reason_to_give_up_while_bytes_arrive(server, target):
 
 
 def test_a_second_call_goes_on_from_the_part_that_is_there(server, target):
-    target.parent.mkdir()
-    (target.parent / "file.bin.part").write_bytes(CONTENT[:700_000])
+    begun(target, CONTENT[:700_000])
     download(server.url("/moved/file.bin"), target)
     assert target.read_bytes() == CONTENT
     assert server.ranges == ["bytes=700000-"] * 2  # asked again where the server sent us
@@ -65,34 +70,34 @@ def test_a_second_call_goes_on_from_the_part_that_is_there(server, target):
 def test_a_server_that_ignores_range_sends_everything_again(server, target, cuts):
     server.supports_range = False
     server.cuts = cuts
-    target.parent.mkdir()
-    (target.parent / "file.bin.part").write_bytes(b"x" * 700_000)
+    begun(target, b"x" * 700_000)
     download(server.url("/file.bin"), target)
     assert target.read_bytes() == CONTENT
 
 
 def test_a_part_that_was_whole_already_is_taken(server, target):
-    target.parent.mkdir()
-    (target.parent / "file.bin.part").write_bytes(CONTENT)
+    begun(target, CONTENT)
     download(server.url("/file.bin"), target, len(CONTENT))
-    assert target.read_bytes() == CONTENT
+    assert target.read_bytes() == CONTENT and server.ranges == ["bytes=1024000-"]
 
 
 @pytest.mark.parametrize("size", [None, len(CONTENT)])
 def test_a_part_longer_than_the_file_is_dropped(server, target, size):
-    target.parent.mkdir()
-    (target.parent / "file.bin.part").write_bytes(CONTENT + b"more")
+    begun(target, CONTENT + b"more")
     download(server.url("/file.bin"), target, size)
     assert target.read_bytes() == CONTENT
 
 
 def test_an_unannounced_size_is_checked_against_the_expected_one(server, target):
     server.announces_size = False
-    download(server.url("/file.bin"), target)
-    assert target.read_bytes() == CONTENT
     server.cuts = [10]
-    with pytest.raises(UserError, match="another file than the one known here: 10 bytes instead of 1,024,000"):
-        download(server.url("/file.bin"), target.with_name("other"), len(CONTENT))
+    download(server.url("/file.bin"), target, len(CONTENT))
+    assert target.read_bytes() == CONTENT and server.ranges == [None, "bytes=10-"]
+    with pytest.raises(UserError, match=r"does not say how long the file is"):
+        download(server.url("/file.bin"), target.with_name("other"))
+    server.cuts = [10]
+    with pytest.raises(UserError, match=r"another file than the one known here: SHA-256"):
+        download(server.url("/file.bin"), target.with_name("other"), sha256=hashlib.sha256(CONTENT).hexdigest())
     assert only_file(target)
 
 
@@ -131,8 +136,7 @@ def test_a_server_that_stays_busy_is_given_up(server, target):
 def test_without_a_connection_the_message_says_what_to_do(server, target):
     server.shutdown()
     server.server_close()
-    target.parent.mkdir()
-    (target.parent / "file.bin.part").write_bytes(CONTENT[:1000])
+    begun(target, CONTENT[:1000])
     with pytest.raises(UserError, match=r"no connection.*after the 1,000 bytes.*may be put at .*file\.bin"):
         download(server.url("/file.bin"), target)
     assert (target.parent / "file.bin.part").read_bytes() == CONTENT[:1000]

@@ -152,13 +152,10 @@ def test_a_folder_in_the_way_is_left_alone(shards, tmp_path):
 
 @pytest.fixture
 def server(monkeypatch, shards):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(download_module, "FIRST_PAUSE", 0.01)
     monkeypatch.setitem(clickme_tools.PUBLISHED_SHARDS, "val", 3)
     with local_server() as server:
         monkeypatch.setattr(clickme_tools, "PUBLISHED_AT", f"127.0.0.1:{server.server_port}/click-me")
-        address = clickme_tools.shard_url
-        monkeypatch.setattr(clickme_tools, "shard_url", lambda *where: address(*where).replace("https:", "http:"))
         for number, source in enumerate(["val-0", "val-2", "val-2"]):
             path = f"/click-me/val/val-{number}.tfrecords"
             server.files[path] = (shards / f"{source}.tfrecords").read_bytes()

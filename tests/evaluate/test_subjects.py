@@ -72,7 +72,6 @@ def test_original_files_of_the_plain_models(tmp_path, file, name, key):
 
 def test_the_authors_file_by_path_and_by_zenodo_name(tmp_path, monkeypatch):
     monkeypatch.setenv("DCLS_ALIGN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     name = "convnext_t_dcls"
     local = write_published(tmp_path / "x.pth", name, marked_state(name))
     by_path = load_subject(str(local), name)
