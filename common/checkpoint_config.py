@@ -154,9 +154,8 @@ def parse_config(path: Path) -> CheckpointConfig:
     raw = _read(path)
     _check_sum(raw, path)
     _check(raw, str(path))
-    raw["transform"] = ModelTransform(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in raw["transform"].items()}
-    )
+    transform: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["transform"].items()}
+    raw["transform"] = ModelTransform(**transform)
     try:
         raw["dcls"] = DclsSpec(**raw["dcls"]) if raw.get("dcls") else None
     except ValueError as error:

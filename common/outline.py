@@ -57,7 +57,7 @@ def outline(build: Callable[[], nn.Module], most_bytes: int, where: str) -> nn.M
     """
     tensors = total = 0
 
-    def count(module: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> Any:
         nonlocal tensors, total
         if tensor is not None:
             tensors, total = tensors + 1, total + tensor.numel() * tensor.element_size()
