@@ -75,7 +75,7 @@ class Case:
     def under(self, maps: Tensor, explain: Callable[[nn.Module, Tensor], Tensor] | None = None) -> Case:
         """The same images under another explainer; their logits are not computed again. See `Case`."""
         other = copy.copy(self)
-        for of_maps in ("resized", "saliency"):
+        for of_maps in ("resized", "saliency", "constant"):
             other.__dict__.pop(of_maps, None)
         other._take(maps, explain)
         return other

@@ -291,3 +291,11 @@ def test_an_order_of_pixels_that_a_constant_map_does_not_give_is_not_measured():
     case = Case(First(), torch.rand(2, 3, 32, 32), maps, transform=ModelTransform(32, 32))
     for name, result in measure_case(case, ["insertion", "deletion", "road"]).items():
         assert result.values.isnan().tolist() == [True, False], name
+
+
+def test_under_another_explainer_a_map_is_constant_or_not_by_itself():
+    maps = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    maps[0] = 0.3
+    case = Case(First(), torch.rand(2, 3, 32, 32), maps)
+    assert case.constant.tolist() == [True, False]
+    assert case.under(maps.flip(0)).constant.tolist() == [False, True]
