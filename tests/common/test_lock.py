@@ -115,9 +115,9 @@ def test_a_lock_on_a_file_that_its_holder_has_removed_meanwhile_does_not_count(t
         real(handle, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with locked(tmp_path / "lock", "this", ""):
-        with pytest.raises(UserError, match="in use"), locked(tmp_path / "lock", "this", ""):
-            pass
+    refused = pytest.raises(UserError, match="in use")
+    with locked(tmp_path / "lock", "this", ""), refused, locked(tmp_path / "lock", "this", ""):
+        pass
 
 
 def test_a_file_system_without_locks_is_told_and_others_errors_are_raised(tmp_path, monkeypatch):
