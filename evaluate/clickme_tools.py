@@ -11,6 +11,7 @@ from tqdm import tqdm
 from common.arguments import Adding, ArgumentParser
 from common.download import download
 from common.errors import UserError
+from common.lock import locked
 from common.manifest import entries_of, read_manifest, write_manifest
 from evaluate.clickme import PUBLISHED_AT, PUBLISHED_SHARDS
 from evaluate.clickme_parquet import convert
@@ -47,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         records = sum(len(index_records(shard).offsets) for shard in shards)
         print(f"{len(shards)} shards with {records:,} records in {args.to}/{args.split}: --data-root {args.to}")
         return 0
-    result = convert(args.data_root.expanduser(), args.to.expanduser(), args.skip_bad)
+    to = args.to.expanduser().absolute()
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with locked(to.parent / f".{to.name}.lock", f"--to {args.to}", "wait for its end, or take another folder"):
+        result = convert(args.data_root.expanduser(), args.to.expanduser(), args.skip_bad)
     for problem in result.bad:
         print(f"left out: {problem}", file=sys.stderr)
     print(

@@ -106,6 +106,20 @@ def test_of_many_at_once_one_at_a_time_holds_it(tmp_path):
     assert (most[0], times[0]) == (1, 80)
 
 
+def test_a_lock_on_a_file_that_its_holder_has_removed_meanwhile_does_not_count(tmp_path, monkeypatch):
+    real, first = fcntl.flock, iter([True])
+
+    def flock(handle, how):
+        if next(first, False):
+            (tmp_path / "lock").unlink()
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    refused = pytest.raises(UserError, match="in use")
+    with locked(tmp_path / "lock", "this", ""), refused, locked(tmp_path / "lock", "this", ""):
+        pass
+
+
 def test_a_file_system_without_locks_is_told_and_others_errors_are_raised(tmp_path, monkeypatch):
     def refuse(number):
         monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(number, os.strerror(number))))

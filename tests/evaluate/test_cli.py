@@ -14,6 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.errors import UserError
+from common.text import markdown
 from evaluate import engine
 from evaluate.cli import main
 from evaluate.explainers import EXPLAINERS
@@ -365,4 +366,4 @@ def test_what_an_explainer_found_in_a_network_is_noted_for_that_checkpoint(click
         assert [item["explainer_note"] for item in compared] == [both, None]
         metadata = pq.read_schema(out / "per_image.parquet").metadata
         assert json.loads(metadata[b"explainer_notes"]) == {"guided_backprop": both}
-        assert both in (out / "report.md").read_text() and both in (out / "report.html").read_text()
+        assert markdown(both) in (out / "report.md").read_text() and both in (out / "report.html").read_text()

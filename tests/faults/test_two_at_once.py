@@ -54,6 +54,13 @@ def test_a_second_evaluation_into_a_folder_is_refused(tmp_path: Path, attempt: A
     assert attempt("evaluate", *given, "--out", tmp_path / "out").status == 0
 
 
+def test_a_second_conversion_into_a_folder_is_refused(tmp_path: Path, attempt: Attempt, clickme_root: Path) -> None:
+    given = ["convert", "convert", "--data-root", clickme_root, "--to", tmp_path / "parquet"]
+    with locked(tmp_path / ".parquet.lock", "", ""):
+        refused(attempt(*given), f"--to {tmp_path / 'parquet'} {ME}")
+    assert attempt(*given).status == 0
+
+
 def test_a_second_publisher_of_a_name_waits_and_is_refused(tmp_path: Path, attempt: Attempt) -> None:
     assert attempt("train", *arguments(tmp_path, "run", "data.workers=0", "updates=1")).status == 0
     given = ["publish", tmp_path / "run", "--name", "net", "--checkpoints", tmp_path / "library"]
