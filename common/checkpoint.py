@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 import itertools
 import math
-import platform
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -25,24 +23,15 @@ from common.dcls import DclsConv2d
 from common.errors import UserError
 from common.leftovers import clear_leftovers
 from common.model_card import model_card
+from common.models.zoo import create_model
 from common.outline import outline
+from common.versions import library_versions
 from common.weights import check_shapes, distinct_state, load_state, read_weights, sha256, stored_shapes
-from common.zoo import create_model
 
 _FILES = ("config.json", "model.safetensors")
-_LIBRARIES = ("dcls-align", "torch", "torchvision", "timm", "dcls", "accelerate", "datasets", "safetensors")
+
+
 _SPARE_BYTES = 2**30  # of a model beyond 16 times its weight file: kernels before surgery, buffers that are not saved
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of Python, of this code and of the libraries a result depends on; `unknown` if not installed."""
-    versions = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "unknown"
-    return versions
 
 
 class NameTakenError(UserError):

@@ -38,7 +38,7 @@ from common.kinds import (
     whole,
 )
 from common.model_arguments import check_arguments
-from common.transform import ModelTransform
+from common.models.transform import ModelTransform
 
 FORMAT = 1
 CHECKSUM = "config_sha256"

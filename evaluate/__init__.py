@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evaluate.explanation import explain
+    from evaluate.explainers.explain import explain
 
 __all__ = ["explain"]
 
@@ -14,7 +14,7 @@ __all__ = ["explain"]
 def __getattr__(name: str) -> Any:
     """Load `explain` only when it is used: importing the package alone stays quick."""
     if name == "explain":
-        from evaluate.explanation import explain
+        from evaluate.explainers.explain import explain
 
         return explain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from common.checkpoint import load_checkpoint, read_config
+from common.models.zoo import create_model
 from common.surgery import position_groups
-from common.zoo import create_model
 from evaluate import explain
-from evaluate.cli import main
-from evaluate.data import ScenesData
-from evaluate.ranks import spearman
-from evaluate.runner import RunOptions, measure
-from evaluate.subjects import load_subject
+from evaluate.cli.main import main
+from evaluate.data.scenes import ScenesData
+from evaluate.maps.ranks import spearman
+from evaluate.network.subject import load_subject
+from evaluate.run.measure import measure
+from evaluate.run.options import RunOptions
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINTS = {name: ROOT / "checkpoints" / name for name in ("demo", "demo_dcls")}

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.zoo import create_model
-from evaluate import photographs
-from evaluate.cli import parser
-from evaluate.explainers import parse_method
-from evaluate.metrics import parse_measure
+from common.models.zoo import create_model
+from evaluate.cli import explain as photographs
+from evaluate.cli.main import parser
+from evaluate.explainers.registry import parse_method
+from evaluate.metrics.registry import parse_measure
 from train.configure import load_settings
 from train.usage import usage
 
@@ -49,7 +49,7 @@ def test_commands_were_found() -> None:
 
 def test_every_option_named_in_the_text_exists() -> None:
     options = {option for action in parser()._actions for option in action.option_strings}
-    others = {"--to", "--name", "--hub", "--logdir"}  # of `evaluate.clickme`, `train.publish` and TensorBoard
+    others = {"--to", "--name", "--hub", "--logdir"}  # of `common.data.clickme`, `train.publish` and TensorBoard
     others |= {"--ipc", "--shm-size"}  # of Docker
     assert set(re.findall(r"(?<![-\w])--[a-z][a-z-]+", TEXT)) <= options | others
 

@@ -11,10 +11,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.dcls_spec import DclsSpec
 from common.errors import UserError, did_you_mean, first_line
-from common.surgery import DEPTHWISE_WAYS, DclsSpec
+from common.models.zoo import lookup
+from common.surgery import DEPTHWISE_WAYS
 from common.text import one_line
-from common.zoo import lookup
 from train.bounds import check_augmentation, check_numbers
 from train.settings import Settings
 from train.usage import documented, nearest_key

@@ -5,57 +5,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from common.errors import UserError
 from common.surgery import clamp_positions
-from common.transform import ModelTransform
-from train.augment import BatchMixing
 from train.averaging import average_buffers
-from train.batches import Batch, BatchSource, SampleOrder, TrainingSampler, to_input
 from train.configure import accumulation
-from train.loader import load, loaders_alive, make_loader
-from train.monitor import Clock, Monitor
-from train.objective import Repulsion, classification_loss, correct, first_not_finite
-from train.optimizers import Schedule, set_learning_rates
-from train.run_folder import RunFolder
-from train.settings import Settings
-from train.snapshots import clean_snapshots, save_snapshot
-from train.state import TrainState, Undo
+from train.data.augment import BatchMixing
+from train.data.batch import to_input
+from train.data.loader import load, loaders_alive, make_loader
+from train.data.order import SampleOrder, TrainingSampler
+from train.losses.classification import classification_loss, correct, first_not_finite
+from train.losses.repulsion import Repulsion
+from train.optimizers import set_learning_rates
+from train.runs.snapshots import clean_snapshots, save_snapshot
+from train.runs.state import Undo
+from train.session import METERS, Session
 from train.stopping import Stop, StopListener
 from train.validation import Scores, validate
-from train.watch import Watch
+from train.watching.clock import Clock
 
 log = logging.getLogger("train")
-
-# Sums on the device since the last log point.
-METERS = ("loss", "repulsion", "correct", "images", "grad_norm", "steps", "updates")
-
-
-@dataclass
-class Session:
-    """All that the loop works with."""
-
-    settings: Settings
-    accelerator: Accelerator
-    state: TrainState
-    wrapped: nn.Module
-    """The model as Accelerate wrapped it; `state.model` is the same without."""
-    schedule: Schedule
-    train_source: BatchSource
-    val_loader: DataLoader[Batch]
-    transform: ModelTransform
-    folder: RunFolder
-    about: dict[str, Any]
-    """`settings`, `command` and `classes`, which each snapshot keeps."""
-    monitor: Monitor
-    watch: Watch
 
 
 @loaders_alive()

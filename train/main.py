@@ -10,7 +10,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from common.entry import quit_on_interrupt, run_command  # noqa: E402
 
 quit_on_interrupt()
-from train.session import main  # noqa: E402
+from train.run import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -16,22 +16,22 @@ if __name__ == "__main__":
     quit_on_interrupt()
 
 from common.arguments import ArgumentParser
-from common.checkpoint import CheckpointConfig, checkpoint_folder, save_checkpoint
+from common.checkpoint import checkpoint_folder, save_checkpoint
+from common.checkpoint_config import CheckpointConfig
 from common.entry import run_command
 from common.errors import UserError, first_line
 from common.leftovers import clear_leftovers
 from common.lock import locked
+from common.models.zoo import create_model, lookup
 from common.text import without_tokens
 from common.weights import load_state
-from common.zoo import create_model, lookup
-from train.augment import model_transform
 from train.averaging import process_buffers
 from train.configure import as_dict, dcls_spec
-from train.monitor import figure_pixels, save_png
-from train.pictures import curve_figure
-from train.run_folder import PICTURES, RunFolder
-from train.snapshots import Record, list_snapshots, newest_snapshot, read_snapshot, settings_of
-from train.state import mean_of
+from train.data.augment import model_transform
+from train.runs.run_folder import PICTURES, RunFolder
+from train.runs.snapshots import Record, list_snapshots, newest_snapshot, read_snapshot, settings_of
+from train.runs.state import mean_of
+from train.watching.pictures import curve_figure, figure_pixels, save_png
 
 PATIENCE = 60.0
 """Seconds to wait for somebody who publishes under the same name just now."""

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from common.errors import UserError
-from common.transform import ModelTransform
-from train.batches import Batch, to_input
-from train.loader import load
+from common.models.transform import ModelTransform
+from train.data.batch import Batch, to_input
+from train.data.loader import load
 from train.settings import Settings
 
 

@@ -4,8 +4,8 @@ Defaults follow the authors' code where there is one; where they do not, or othe
 name, the docstring says how far apart the two are.
 """
 
-from evaluate.explainers.micro_batch import MicroBatch
-from evaluate.explainers.query import Query
 from evaluate.explainers.registry import EXPLAINERS, Explainer, parse_method, with_warning
+from evaluate.network.micro_batch import MicroBatch
+from evaluate.network.query import Query
 
 __all__ = ["EXPLAINERS", "Explainer", "MicroBatch", "Query", "parse_method", "with_warning"]

@@ -29,8 +29,8 @@ from torch import Tensor
 from common.errors import UserError
 from evaluate.explainers import grad_cam, grad_cam_pp, xgrad_cam
 from evaluate.explainers.conceptor import conceptor, conjunction, correlation, negation
-from evaluate.explainers.layout import zero_where_broken
-from evaluate.explainers.query import min_max
+from evaluate.maps.arithmetic import min_max
+from evaluate.network.layout import zero_where_broken
 
 BASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "grad_cam": lambda _features, gradients: grad_cam.channel_weights(gradients),

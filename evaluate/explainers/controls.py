@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evaluate.explainers.query import Query
+from evaluate.network.query import Query
 
 
 def random_map(query: Query) -> Tensor:

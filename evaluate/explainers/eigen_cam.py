@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from evaluate.explainers.layout import zero_where_broken
+from evaluate.network.layout import zero_where_broken
 
 
 def eigen_cam(features: Tensor, gradients: Tensor | None = None, centre: bool = True, relu: bool = True) -> Tensor:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from evaluate.explainers.layout import full
-from evaluate.explainers.query import Query
+from evaluate.network.layout import full
+from evaluate.network.query import Query
 
 _BATCH_NORM = inspect.signature(F.batch_norm)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from evaluate.explainers.layout import full
-from evaluate.explainers.query import Query
+from evaluate.network.layout import full
+from evaluate.network.query import Query
 
 
 def image_gradient(query: Query, images: Tensor, index: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from evaluate.explainers.query import Query, Substrate, min_max
+from evaluate.maps.arithmetic import min_max
+from evaluate.network.query import Query, Substrate
 
 
 def _maximum(maps: Tensor) -> Tensor:

@@ -23,13 +23,13 @@ from evaluate.explainers.input_gradient import input_gradient
 from evaluate.explainers.layer_cam import layer_cam
 from evaluate.explainers.occlusion import occlusion
 from evaluate.explainers.opti_cam import opti_cam
-from evaluate.explainers.query import Query
 from evaluate.explainers.rise import rise
 from evaluate.explainers.score_cam import score_cam
 from evaluate.explainers.smooth_grad import smooth_grad
 from evaluate.explainers.threshold_grad_cam import threshold_grad_cam
 from evaluate.explainers.xgrad_cam import xgrad_cam
-from evaluate.parameters import check_parameters, parse_parameters
+from evaluate.named import check_parameters, parse_parameters
+from evaluate.network.query import Query
 
 Family = Literal["gradient", "image gradient", "perturbation", "optimisation", "control"]
 """gradient: from the shared pass at the layer; image gradient: a pass of its own through the whole network."""

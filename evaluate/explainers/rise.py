@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from evaluate.explainers.query import Query, Substrate
+from evaluate.network.query import Query, Substrate
 
 
 def random_masks(

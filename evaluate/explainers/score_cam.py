@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from evaluate.explainers.query import Query, Substrate, min_max
+from evaluate.maps.arithmetic import min_max
+from evaluate.network.query import Query, Substrate
 
 
 def score_cam(

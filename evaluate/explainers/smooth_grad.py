@@ -7,7 +7,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from evaluate.explainers.input_gradient import image_gradient, reduce_colours
-from evaluate.explainers.query import Query
+from evaluate.network.query import Query
 
 
 def smooth_grad(

@@ -3,7 +3,7 @@
 Defaults follow the authors' code where there is one; where they do not, the docstring says how far apart the two are.
 """
 
-from evaluate.metrics.boxes import boxes_in_view
+from evaluate.maps.boxes import boxes_in_view
 from evaluate.metrics.case import Case
 from evaluate.metrics.registry import MEASURES, Measure, Result, measure_case, parse_measure
 

@@ -1,6 +1,6 @@
 """How a map agrees with a human's: rank correlation, overlap of the top pixels, energy inside the human map.
 
-Human maps are in the frame of the images; `evaluate.protocols` brings them there.
+Human maps are in the frame of the images; `evaluate.maps.frames` brings them there.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from evaluate import ranks
-from evaluate.explainers.query import min_max
+from evaluate.maps import ranks
+from evaluate.maps.arithmetic import dice_of, iou_of, min_max, top_share
 from evaluate.metrics.case import Case
 
 
@@ -29,15 +29,6 @@ def spearman(case: Case) -> Tensor:
     return ranks.spearman(case.resized.flatten(1), _human(case).flatten(1))
 
 
-def top_share(maps: Tensor, percent: float) -> Tensor:
-    """(B, N) -> (B, N) bool: values above the (100 - percent)th percentile (linear interpolation, as NumPy's)."""
-    if not 0 < percent <= 100:
-        raise UserError(f"the top {percent} % of a map; take more than 0 and at most 100")
-    # No value lies between the two that the percentile is interpolated from, so those above the lower one are meant.
-    lower = int((maps.shape[1] - 1) * (1 - percent / 100))
-    return maps > maps.kthvalue(lower + 1, 1, keepdim=True).values
-
-
 def _tops(case: Case, percent: float) -> tuple[Tensor, Tensor]:
     return top_share(case.resized.flatten(1), percent), top_share(_human(case).flatten(1), percent)
 
@@ -54,11 +45,6 @@ def dice(case: Case, percent: float = 10.0) -> Tensor:
     return dice_of(*_tops(case, percent))
 
 
-def dice_of(ours: Tensor, theirs: Tensor) -> Tensor:
-    """`dice` of (B, N) bool each."""
-    return 2 * (ours & theirs).sum(1) / (ours.sum(1) + theirs.sum(1)).clamp(min=1)
-
-
 def iou(case: Case, percent: float = 10.0) -> Tensor:
     """Intersection over union |A and B| / |A or B| of both maps' top `percent` of pixels; see `dice`.
 
@@ -66,11 +52,6 @@ def iou(case: Case, percent: float = 10.0) -> Tensor:
         (B,) in 0..1.
     """
     return iou_of(*_tops(case, percent))
-
-
-def iou_of(ours: Tensor, theirs: Tensor) -> Tensor:
-    """`iou` of (B, N) bool each."""
-    return (ours & theirs).sum(1) / (ours | theirs).sum(1).clamp(min=1)
 
 
 def human_energy(case: Case) -> Tensor:

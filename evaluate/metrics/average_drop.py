@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evaluate.explainers.query import Substrate
 from evaluate.metrics.case import Case
+from evaluate.network.query import Substrate
 
 
 def average_drop(case: Case, substrate: Substrate = "black") -> Tensor:

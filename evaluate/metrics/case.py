@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.transform import ModelTransform
-from evaluate.explainers import MicroBatch, Query
-from evaluate.explainers.query import Substrate, min_max
-from evaluate.metrics.boxes import box_mask, clip_boxes
-from evaluate.protocols import is_constant, resize_saliency
+from common.models.transform import ModelTransform
+from evaluate.maps.arithmetic import min_max, resize_saliency
+from evaluate.maps.boxes import box_mask, clip_boxes
+from evaluate.maps.frames import is_constant
+from evaluate.network.micro_batch import MicroBatch
+from evaluate.network.query import Query, Substrate
 
 
 class Case:
@@ -29,7 +30,7 @@ class Case:
         labels: (B,) true classes, for measures that ask whether the prediction is right; None: the targets.
         human: (B, H, W) human maps in the frame of the images.
         boxes: for each image its objects, (n, 4) as x0, y0, x1, y1 in pixels of the images (see
-            `evaluate.metrics.boxes.boxes_in_view`).
+            `evaluate.maps.boxes.boxes_in_view`).
         masks: (B, H, W) bool, the objects' pixels; taken instead of the boxes where a region is asked for.
         explain: model, images (B, 3, H, W) -> maps of the same explainer, targets and random draws, for measures
             that explain changed images or a changed model.

@@ -11,8 +11,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from common.errors import UserError
-from evaluate.explainers.query import Substrate
 from evaluate.metrics.case import Case
+from evaluate.network.query import Substrate
 
 
 def area(curve: Tensor) -> Tensor:

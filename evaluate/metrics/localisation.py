@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
-from evaluate.metrics.boxes import largest_component_box, overlap
+from evaluate.maps.boxes import largest_component_box, overlap
 from evaluate.metrics.case import Case
 from evaluate.metrics.pointing import energy_pointing
 

@@ -26,7 +26,7 @@ from evaluate.metrics.pointing import energy_pointing, pointing_game, standard_p
 from evaluate.metrics.road import road
 from evaluate.metrics.robustness import coherency, complexity, max_sensitivity
 from evaluate.metrics.sanity import cascading_randomisation
-from evaluate.parameters import check_parameters, parse_parameters
+from evaluate.named import check_parameters, parse_parameters
 
 Better = Literal["higher", "lower"]
 Needs = Literal["human", "boxes", "objects", "explain"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evaluate.explainers.query import Substrate
 from evaluate.metrics.case import Case
+from evaluate.network.query import Substrate
 
 
 def max_sensitivity(case: Case, radius: float = 0.2, samples: int = 10) -> Tensor:

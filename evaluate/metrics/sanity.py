@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from evaluate.explainers.passes import find_layer, uncompiled
-from evaluate.explainers.query import min_max
+from evaluate.maps.arithmetic import min_max
+from evaluate.maps.frames import is_constant
+from evaluate.maps.ranks import spearman
 from evaluate.metrics.case import Case
-from evaluate.protocols import is_constant
-from evaluate.ranks import spearman
+from evaluate.network.passes import find_layer, uncompiled
 
 OWN = "own"
 """The stage of the parameters that belong to no part of the network: class token, position embedding."""

@@ -18,12 +18,15 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor, nn
 
-from common.zoo import create_model
-from evaluate.compiled import CompiledModel
-from evaluate.data import Batch, ClickMeData, load_batches
-from evaluate.processes import default_workers
-from evaluate.runner import RunOptions, measure
-from evaluate.subjects import Subject, load_subject
+from common.models.zoo import create_model
+from evaluate.data.clickme import ClickMeData
+from evaluate.data.interface import Batch
+from evaluate.data.loader import load_batches
+from evaluate.network.compiled import CompiledModel
+from evaluate.network.subject import Subject, load_subject
+from evaluate.run.measure import measure
+from evaluate.run.options import RunOptions
+from evaluate.run.processes import default_workers
 from tests.benchmarks.bench_step import with_package_layers
 from tests.benchmarks.harness import Timing, alternate, device, markdown
 from tests.benchmarks.records import write_clickme

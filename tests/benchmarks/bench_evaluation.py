@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from evaluate.data import ClickMeData, load_batches
-from evaluate.ranks import average_ranks, spearman_from_ranks
-from evaluate.subjects import load_subject
+from evaluate.data.clickme import ClickMeData
+from evaluate.data.loader import load_batches
+from evaluate.maps.ranks import average_ranks, spearman_from_ranks
+from evaluate.network.subject import load_subject
 from tests.benchmarks.harness import alternate, device, markdown
 from tests.benchmarks.records import write_clickme
 

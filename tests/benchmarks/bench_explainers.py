@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
-from evaluate.explanation import explain
+from evaluate.explainers.explain import explain
 from tests.benchmarks.harness import Timing, alternate, device, markdown
 
 TITLE = "Explainers against grad-cam"

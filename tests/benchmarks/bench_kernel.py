@@ -10,8 +10,8 @@ from DCLS.construct.modules import Dcls2d
 from torch.utils._pytree import tree_map_only
 
 from common.dcls import DclsConv2d, _known_taps
+from common.models.zoo import create_model
 from common.surgery import position_groups
-from common.zoo import create_model
 from tests.benchmarks.harness import alternate, device, markdown
 
 TITLE = "Kernel construction, forward + backward"

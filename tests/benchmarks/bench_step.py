@@ -11,7 +11,7 @@ from DCLS.construct.modules import Dcls2d
 from torch import nn
 
 from common.dcls import DclsConv2d
-from common.zoo import crashes_channels_last, create_model, lookup
+from common.models.zoo import crashes_channels_last, create_model, lookup
 from tests.benchmarks.harness import alternate, device, markdown
 
 TITLE = "One training step, whole model"

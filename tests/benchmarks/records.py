@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.scenes import SceneConfig, Scenes
-from evaluate.tfrecord import encode_example, write_records
+from common.data.scenes import SceneConfig, Scenes
+from common.data.tfrecord import encode_example, write_records
 
 
 def write_clickme(folder: Path, count: int, different: int = 32) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from common.zoo import ZOO
+from common.models.zoo import ZOO
 
 Shapes = dict[str, tuple[int, ...]]
 CONVNEXT = {

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from DCLS.construct.modules import Dcls2d
 from torch import Tensor
 
-from common.surgery import DclsSpec
-from common.zoo import ZOO
+from common.dcls_spec import DclsSpec
+from common.models.zoo import ZOO
 
 
 class Reference:

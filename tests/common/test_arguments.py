@@ -4,8 +4,8 @@ import pytest
 
 from common.arguments import Adding, ArgumentParser
 from common.errors import UserError
-from evaluate.cli import main as evaluate
-from evaluate.clickme_tools import main as clickme
+from evaluate.cli.main import main as evaluate
+from evaluate.clickme.command import main as clickme
 from train.publish import main as publish
 
 

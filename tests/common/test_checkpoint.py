@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.checkpoint import CheckpointConfig, load_checkpoint, save_checkpoint
+from common.checkpoint import load_checkpoint, save_checkpoint
+from common.checkpoint_config import CheckpointConfig
+from common.dcls_spec import DclsSpec
 from common.errors import UserError
-from common.surgery import DclsSpec, position_groups
-from common.zoo import create_model, lookup
+from common.models.zoo import create_model, lookup
+from common.surgery import position_groups
 from tests.common.checkpoint_edits import ABSENT, edit, put
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from common.decoding import MAX_RATIO, decode_image, open_image
+from common.data.decoding import MAX_RATIO, decode_image, open_image
 from common.errors import UserError
 
 GREY = np.arange(65536, dtype=np.uint16).reshape(256, 256)

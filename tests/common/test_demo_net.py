@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from common.dcls import DclsConv2d
-from common.demo_net import DemoNet
-from common.surgery import DclsSpec, position_groups, replace_convs
+from common.dcls_spec import DclsSpec
+from common.models.demo_net import DemoNet
+from common.surgery import position_groups, replace_convs
 
 
 @pytest.fixture

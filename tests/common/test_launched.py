@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import UserError
 from common.launched import refuse_strangers, world_size
-from evaluate.processes import start_processes
+from evaluate.run.processes import start_processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +32,7 @@ def test_a_number_of_processes_that_is_none_is_refused(monkeypatch, text):
 
 def test_an_evaluation_whose_processes_are_not_joined_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("evaluate.processes.PartialState", lambda **_: SimpleNamespace(num_processes=1))
+    monkeypatch.setattr("evaluate.run.processes.PartialState", lambda **_: SimpleNamespace(num_processes=1))
     with pytest.raises(UserError, match=r"started 2 processes.*ACCELERATE_USE_CPU=true"):
         start_processes("cpu")
 

@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from common import manifest
+from common.data import manifest
+from common.data.manifest import MANIFEST, check_files, main
 from common.errors import UserError
-from common.manifest import MANIFEST, check_files, main
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,9 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from common.dcls import INTERPOLATIONS, DclsConv2d, row_axis
+from common.dcls_spec import DclsSpec
 from common.preserve import preserve
-from common.surgery import DclsSpec, clamp_positions, fold_dcls, position_groups, replace_convs
+from common.surgery import clamp_positions, fold_dcls, position_groups, replace_convs
 
 KINDS = {
     "depthwise 7x7": (nn.Conv2d, 6, 6, 7, {"padding": 3, "groups": 6}),

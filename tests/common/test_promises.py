@@ -10,7 +10,8 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from common.dcls import INTERPOLATIONS
-from common.surgery import DclsSpec, fold_dcls, position_groups, replace_convs
+from common.dcls_spec import DclsSpec
+from common.surgery import fold_dcls, position_groups, replace_convs
 
 
 def network(interpolation: str = "v1") -> nn.Module:

@@ -6,12 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.checkpoint import CheckpointConfig, save_checkpoint
+from common.checkpoint import save_checkpoint
+from common.checkpoint_config import CheckpointConfig
+from common.dcls_spec import DclsSpec
 from common.errors import UserError
-from common.published import fetch_published, load_plain, published_state
-from common.surgery import DclsSpec, position_groups
+from common.models.published import fetch_published, published_state
+from common.models.zoo import STUDY_MODELS, ZOO, PublishedFile, create_model, create_plain
+from common.start import load_plain
+from common.surgery import position_groups
 from common.weights import load_state
-from common.zoo import STUDY_MODELS, ZOO, PublishedFile, create_model, create_plain
 from tests.common.published_layouts import empty_state, original_layout, random_state, write_published
 from tests.common.published_references import reference_logits
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from common.data.scene_glyphs import SHAPES, TEXTURES, draw_glyphs
+from common.data.scene_random import Draws, scene_keys
+from common.data.scenes import CLASS_NAMES, SceneConfig, Scenes, render_scenes
 from common.errors import UserError
-from common.scene_glyphs import SHAPES, TEXTURES, draw_glyphs
-from common.scene_random import Draws, scene_keys
-from common.scenes import CLASS_NAMES, SceneConfig, Scenes, render_scenes
 
 CONFIG = SceneConfig(size=32, difficulty=0.7, seed=5)
 N_CLASSES = len(CLASS_NAMES)

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from common.dcls import DclsConv2d, SamePadding
-from common.surgery import DclsSpec, clamp_positions, fold_dcls, position_groups, replace_convs, repulsive_loss
+from common.dcls_spec import DclsSpec
+from common.surgery import clamp_positions, fold_dcls, position_groups, replace_convs, repulsive_loss
 
 SMALL = DclsSpec("gauss", 9, 4)
 

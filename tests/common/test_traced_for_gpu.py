@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
 
 from common.dcls import INTERPOLATIONS, DclsConv2d
+from common.models.zoo import create_model
 from common.surgery import position_groups, set_depthwise
-from common.zoo import create_model
 
 pytest.importorskip("triton")
 

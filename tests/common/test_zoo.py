@@ -7,8 +7,8 @@ from PIL import Image
 
 from common.dcls_spec import DclsSpec
 from common.errors import UserError
+from common.models.zoo import STUDY_MODELS, ZOO, crashes_channels_last, create_model, lookup
 from common.surgery import fold_dcls, position_groups
-from common.zoo import STUDY_MODELS, ZOO, crashes_channels_last, create_model, lookup
 
 PARAMETERS = {  # measured on timm models with the study's surgery, one P a stage
     "resnet50": (25_557_032, 24_008_744),

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from common.checkpoint import CheckpointConfig, save_checkpoint
+from common.checkpoint import save_checkpoint
+from common.checkpoint_config import CheckpointConfig
+from common.data.tfrecord import encode_example, write_records
+from common.models.zoo import create_model, lookup
 from common.surgery import position_groups
-from common.zoo import create_model, lookup
-from evaluate.tfrecord import encode_example, write_records
 
 
 def save_untrained(folder: Path, name: str = "demo_dcls", seed: int = 0, **model_args: object) -> Path:

@@ -9,9 +9,9 @@ from PIL import Image
 from common import leftovers
 from common.errors import UserError
 from common.leftovers import temporary_file
-from evaluate import engine
-from evaluate.claim import claimed, folder_of
-from evaluate.cli import main
+from evaluate.cli.claim import claimed, folder_of
+from evaluate.cli.main import main
+from evaluate.run import engine
 from tests.evaluate.conftest import save_untrained
 
 NAMES = ("report.html", "charts/bars-1.png", "events/net")
@@ -167,7 +167,7 @@ def test_an_evaluation_of_something_else_is_refused_before_the_first_image(small
 
 
 def test_a_run_killed_before_its_scores_is_protected_too(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "CHUNK", 2)
+    monkeypatch.setattr("evaluate.run.identity.CHUNK", 2)
     measured = engine.measure_batches
 
     def killed(*asked):

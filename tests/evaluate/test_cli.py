@@ -13,13 +13,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from common.data.tfrecord import index_records
 from common.errors import UserError
 from common.text import markdown
-from evaluate import engine
-from evaluate.cli import main
-from evaluate.explainers import EXPLAINERS
-from evaluate.runner import RunOptions
-from evaluate.tfrecord import index_records
+from evaluate.cli.main import main
+from evaluate.explainers.registry import EXPLAINERS
+from evaluate.run import engine
+from evaluate.run.options import RunOptions
 from tests.evaluate.conftest import save_untrained
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +100,7 @@ def test_a_second_start_keeps_what_is_finished_and_other_options_do_not(checkpoi
 
 
 def test_a_killed_run_continues_where_it_was(checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(engine, "CHUNK", 4)
+    monkeypatch.setattr("evaluate.run.identity.CHUNK", 4)
     arguments = ["--ckpt", str(checkpoint), "--data", "scenes", "--limit", "12", "--workers", "0"]
     main([*arguments, "--out", str(tmp_path / "whole")])
     whole = pq.read_table(tmp_path / "whole" / "per_image.parquet")

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from common.data.clickme import ClickMe, Record, blur_human_map, paper_image, tf_resize
+from common.data.tfrecord import encode_example, write_records
 from common.errors import UserError
-from evaluate.clickme import ClickMe, Record, blur_human_map, paper_image, tf_resize
-from evaluate.tfrecord import encode_example, write_records
 
 
 def jpeg(mode: str = "RGB", side: int = 256, value: int = 90) -> bytes:

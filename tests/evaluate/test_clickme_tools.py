@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 
 from common import download as download_module
+from common.data.clickme import ClickMe
+from common.data.manifest import check_files
+from common.data.tfrecord import encode_example, index_records, parse_example, read_record, write_records
 from common.errors import UserError
-from common.manifest import check_files
-from evaluate import clickme_parquet, clickme_tools
-from evaluate.clickme import ClickMe
-from evaluate.clickme_parquet import class_names, convert
-from evaluate.clickme_tools import download_split, main
-from evaluate.tfrecord import encode_example, index_records, parse_example, read_record, write_records
+from evaluate.clickme import command as clickme_tools
+from evaluate.clickme import parquet as clickme_parquet
+from evaluate.clickme.command import download_split, main
+from evaluate.clickme.parquet import class_names, convert
 from tests.local_server import local_server
 
 
@@ -243,7 +244,7 @@ def test_the_command_line_speaks_in_one_line(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "evaluate.clickme",
+        "common.data.clickme",
         "convert",
         "--data-root",
         str(tmp_path),

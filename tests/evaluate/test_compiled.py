@@ -10,10 +10,10 @@ from PIL import Image
 from torch._inductor import config as inductor
 
 from common.errors import UserError
-from common.transform import ModelTransform
+from common.models.transform import ModelTransform
 from evaluate import explain
-from evaluate.cli import main
-from evaluate.compiled import CompiledModel
+from evaluate.cli.main import main
+from evaluate.network.compiled import CompiledModel
 from tests.evaluate.explainers.conftest import PooledNet, randomise
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")

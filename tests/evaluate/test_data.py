@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
-from common.transform import ModelTransform
-from evaluate.cli import main
-from evaluate.data import FolderData, choose_indices, load_batches
+from common.models.transform import ModelTransform
+from evaluate.cli.main import main
+from evaluate.data.folder import FolderData
+from evaluate.data.loader import choose_indices, load_batches
 
 
 def photograph(path, size=(40, 30)):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from evaluate.explainers import EXPLAINERS
-from evaluate.metrics import MEASURES
+from evaluate.explainers.registry import EXPLAINERS
+from evaluate.metrics.registry import MEASURES
 
 EXPECTED = {
     "grad_cam": {"relu": True},

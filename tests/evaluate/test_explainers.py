@@ -7,10 +7,10 @@ import torch
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-from common.zoo import create_model
+from common.models.zoo import create_model
 from evaluate.explainers.grad_cam import grad_cam
-from evaluate.explainers.passes import head_pass
 from evaluate.explainers.threshold_grad_cam import threshold_grad_cam
+from evaluate.network.passes import head_pass
 
 
 def published_maps(features: np.ndarray, gradients: np.ndarray, threshold: float | None) -> np.ndarray:

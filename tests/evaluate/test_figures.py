@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluate.figures import accuracy_scatter, bar_chart, measure_curves
+from evaluate.report.charts import accuracy_scatter, bar_chart, measure_curves
 
 NOTE = "reconstruction: not verified against the paper"
 

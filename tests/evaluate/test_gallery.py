@@ -2,14 +2,16 @@
 
 import numpy as np
 
-import evaluate.gallery as gallery
-from evaluate.data import ScenesData
-from evaluate.explainers import MicroBatch
-from evaluate.gallery import GalleryItem, gallery_column
-from evaluate.overlays import overlay
-from evaluate.protocols import resize_saliency
-from evaluate.runner import RunOptions, measure_batch
-from evaluate.subjects import load_subject
+import evaluate.report.gallery as gallery
+from evaluate.data.scenes import ScenesData
+from evaluate.maps.arithmetic import resize_saliency
+from evaluate.maps.overlays import overlay
+from evaluate.network.micro_batch import MicroBatch
+from evaluate.network.subject import load_subject
+from evaluate.report.gallery import GalleryItem
+from evaluate.run.measure import measure_batch
+from evaluate.run.options import RunOptions
+from evaluate.run.pictures import gallery_column
 
 METHODS = ("random", "smooth_grad:samples=2", "opti_cam:iterations=2", "conceptor_cam")
 

@@ -7,18 +7,20 @@ import pytest
 import torch
 
 from common.errors import UserError
-from evaluate import data as data_module
-from evaluate import engine
-from evaluate.cli import main
-from evaluate.data import ScenesData, load_batches
-from evaluate.gallery import GalleryItem, gallery_column
-from evaluate.runner import RunOptions, Unmeasurable, measure
-from evaluate.subjects import load_subject
+from evaluate.cli.main import main
+from evaluate.data import interface as data_module
+from evaluate.data.loader import load_batches
+from evaluate.data.scenes import ScenesData
+from evaluate.network.subject import load_subject
+from evaluate.report.gallery import GalleryItem
+from evaluate.run.measure import Unmeasurable, measure
+from evaluate.run.options import RunOptions
+from evaluate.run.pictures import gallery_column
 
 
 @pytest.fixture
 def given(checkpoint, monkeypatch):
-    monkeypatch.setattr(engine, "CHUNK", 4)
+    monkeypatch.setattr("evaluate.run.identity.CHUNK", 4)
     return ["--ckpt", str(checkpoint), "--data", "scenes", "--limit", "14", "--workers", "0", "--batch-size", "3"]
 
 
@@ -31,7 +33,7 @@ def loaders(monkeypatch):
         made.append([len(batch) for batch in batch_sampler])
         return loader(items, batch_sampler=batch_sampler, **kwargs)
 
-    monkeypatch.setattr(data_module, "DataLoader", counted)
+    monkeypatch.setattr("evaluate.data.loader.DataLoader", counted)
     return made
 
 

@@ -9,16 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-import evaluate.photographs as photographs_module
-from common.checkpoint import CheckpointConfig, save_checkpoint
+import evaluate.cli.explain as photographs_module
+from common.checkpoint import save_checkpoint
+from common.checkpoint_config import CheckpointConfig
+from common.data.folders import names_of_classes
 from common.errors import UserError
-from common.zoo import create_model, lookup
-from evaluate.cli import main
-from evaluate.data import names_of_classes
-from evaluate.explain_arguments import distinct_names, find_class, find_images
-from evaluate.metrics import Case, measure_case
-from evaluate.photographs import contact_sheet
-from evaluate.subjects import load_subject
+from common.models.zoo import create_model, lookup
+from evaluate.cli.explain import contact_sheet
+from evaluate.cli.explain_arguments import distinct_names, find_class, find_images
+from evaluate.cli.main import main
+from evaluate.metrics.case import Case
+from evaluate.metrics.registry import measure_case
+from evaluate.network.subject import load_subject
 from tests.evaluate.conftest import save_untrained
 
 
@@ -67,7 +69,7 @@ def test_explain_says_what_an_explainer_found_in_the_network(photographs, tmp_pa
 @pytest.mark.parametrize(("given", "target"), [([], None), (["--target", "3"], 3)])
 def test_the_contact_sheet_names_the_explained_class(checkpoint, photographs, tmp_path, monkeypatch, given, target):
     drawn = []
-    monkeypatch.setattr("evaluate.photographs.contact_sheet", lambda rows: drawn.extend(rows) or contact_sheet(rows))
+    monkeypatch.setattr("evaluate.cli.explain.contact_sheet", lambda rows: drawn.extend(rows) or contact_sheet(rows))
     main(["explain", *photographs, "--ckpt", str(checkpoint), *given, "--out", str(tmp_path / "out")])
     for row, entry in zip(drawn, json.loads((tmp_path / "out" / "explained.json").read_text()), strict=True):
         explained = entry["top5"][0]["class"] if target is None else target
@@ -78,7 +80,7 @@ def test_photographs_are_explained_a_few_at_a_time(checkpoint, photographs, tmp_
     """Maps are those of all at once; the class asked for is the one explained."""
     outs = [tmp_path / "all", tmp_path / "one"]
     for out, batch in zip(outs, (16, 1)):
-        monkeypatch.setattr("evaluate.photographs.BATCH", batch)
+        monkeypatch.setattr("evaluate.cli.explain.BATCH", batch)
         methods = ["grad_cam", "random", "input_gradient"]
         main(["explain", *photographs, "--ckpt", str(checkpoint), "--target", "3", "--out", str(out), "--explainer",
               *methods])  # fmt: skip
@@ -214,7 +216,7 @@ def test_photographs_may_stand_after_the_model(photographs):
 
 
 def test_many_photographs_fill_several_contact_sheets(checkpoint, photographs, tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluate.photographs.ROWS", 1)
+    monkeypatch.setattr("evaluate.cli.explain.ROWS", 1)
     main(["explain", *photographs, "--ckpt", str(checkpoint), "--out", str(tmp_path / "out")])
     assert {p.name for p in (tmp_path / "out").glob("contact*")} == {"contact_sheet.png", "contact_sheet_2.png"}
 
@@ -259,7 +261,8 @@ def test_measures_of_a_run_equal_those_asked_for_directly(tmp_path, capsys):
     assert len(table) == 12
     subject = load_subject(str(folder))
     from evaluate import explain
-    from evaluate.data import ScenesData, load_batches
+    from evaluate.data.loader import load_batches
+    from evaluate.data.scenes import ScenesData
 
     data = ScenesData(64)
     indices = [row["index"] for row in table if row["explainer"] == "grad_cam"]

@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from common.errors import UserError
-from evaluate import preflight, runner
-from evaluate.cli import main
-from evaluate.data import ClickMeData, ScenesData
-from evaluate.explainers import EXPLAINERS
-from evaluate.metrics import MEASURES
-from evaluate.preflight import make_plans
-from evaluate.requests import Checkpoints, Request
-from evaluate.runner import RunOptions
+from evaluate.cli.main import main
+from evaluate.data.clickme import ClickMeData
+from evaluate.data.scenes import ScenesData
+from evaluate.explainers.registry import EXPLAINERS
+from evaluate.metrics.registry import MEASURES
+from evaluate.network.requests import Checkpoints, Request
+from evaluate.run import measure as runner
+from evaluate.run import preflight
+from evaluate.run.options import RunOptions
+from evaluate.run.preflight import make_plans
 from tests.evaluate.conftest import save_untrained
 from tests.evaluate.test_cli import run
 
@@ -212,6 +214,6 @@ def test_a_model_that_does_not_fit_into_memory_is_told_before_the_first_image(tw
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("evaluate.subjects.Subject.to", full)
+    monkeypatch.setattr("evaluate.network.subject.Subject.to", full)
     with pytest.raises(UserError, match="untrained_dcls does not fit into the memory of cpu"):
         main(two)

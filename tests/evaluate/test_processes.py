@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from evaluate import processes
-from evaluate.processes import default_workers, start_processes
+from evaluate.run import processes
+from evaluate.run.processes import default_workers, start_processes
 
 
 def test_float32_on_a_gpu_is_float32(monkeypatch):
@@ -30,7 +30,7 @@ def test_readers_share_the_cores(device, cores, local, workers, monkeypatch):
 def test_a_process_of_several_keeps_its_model_where_it_is(monkeypatch):
     """Accelerate says `cpu:0`, to which torch would copy a model each time it is asked to move it there."""
     state = SimpleNamespace(process_index=1, num_processes=2, device=torch.device("cpu", 0))
-    monkeypatch.setattr("evaluate.processes.PartialState", lambda **_: state)
+    monkeypatch.setattr("evaluate.run.processes.PartialState", lambda **_: state)
     monkeypatch.setenv("WORLD_SIZE", "2")
     found = start_processes("cpu")
     weights = torch.ones(1)

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torchvision.transforms.v2 as v2
 
-from evaluate.protocols import frame_human_map, resize_saliency
+from evaluate.maps.arithmetic import resize_saliency
+from evaluate.maps.frames import frame_human_map
 
 
 def test_paper_leaves_the_human_map_alone():
@@ -30,7 +31,7 @@ def test_a_mark_in_the_picture_and_in_the_human_map_coincide_after_alignment():
     """The same mark through the model's geometry and through the alignment lands on the same place."""
     from PIL import Image
 
-    from common.transform import ModelTransform
+    from common.models.transform import ModelTransform
 
     transform = ModelTransform(256, 224)
     frame = torch.zeros(224, 224)

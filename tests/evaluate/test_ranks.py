@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from evaluate.ranks import average_ranks, spearman, spearman_from_ranks
+from evaluate.maps.ranks import average_ranks, spearman, spearman_from_ranks
 
 
 def scipy_spearman(a: np.ndarray, b: np.ndarray) -> list[float]:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from evaluate.cli import main
+from evaluate.cli.main import main
 from tests.evaluate.conftest import save_untrained
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser")

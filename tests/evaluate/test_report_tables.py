@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluate.cli import main
-from evaluate.figures import measure_curves
-from evaluate.report import measure_table
+from evaluate.cli.main import main
+from evaluate.report.charts import measure_curves
+from evaluate.report.tables import measure_table
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
-from evaluate import requests
-from evaluate.cli import main
-from evaluate.requests import Checkpoints, Request, labels, read_requests
+from evaluate.cli.main import main
+from evaluate.network import requests
+from evaluate.network.requests import Checkpoints, Request, labels, read_requests
 from tests.evaluate.conftest import save_untrained
 
 

@@ -10,12 +10,14 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from common.checkpoint import load_checkpoint
+from common.data.clickme import ClickMe, blur_human_map, paper_image
 from common.dcls import DclsConv2d
-from common.zoo import create_model
-from evaluate.clickme import ClickMe, blur_human_map, paper_image
-from evaluate.data import ClickMeData, ScenesData
-from evaluate.runner import RunOptions, measure
-from evaluate.subjects import Subject, load_subject
+from common.models.zoo import create_model
+from evaluate.data.clickme import ClickMeData
+from evaluate.data.scenes import ScenesData
+from evaluate.network.subject import Subject, load_subject
+from evaluate.run.measure import measure
+from evaluate.run.options import RunOptions
 
 BOTH = RunOptions(protocols=("paper", "aligned"), workers=0, batch_size=4)
 

@@ -7,12 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import evaluate.engine as engine
-from evaluate import explanation
-from evaluate.cli import main
-from evaluate.explanation import explain
-from evaluate.results import PartStore
-from evaluate.runner import SHARED_PASS
+from evaluate.cli.main import main
+from evaluate.explainers import explain as explanation
+from evaluate.explainers.explain import explain
+from evaluate.rows import SHARED_PASS
+from evaluate.run.parts import PartStore
 from tests.evaluate.explainers.conftest import PooledNet
 
 
@@ -43,7 +42,7 @@ def test_parts_keep_seconds_and_add_them_up(tmp_path):
 
 
 def test_seconds_survive_a_resume_and_are_the_same_in_every_result(checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(engine, "SLOW_CHUNK", 4)
+    monkeypatch.setattr("evaluate.run.identity.SLOW_CHUNK", 4)
     explainers = ["grad_cam", "centre", "other_human"]
     arguments = ["--ckpt", str(checkpoint), "--data", "scenes", "--limit", "8", "--workers", "0", "--protocol",
                  "aligned", "--explainer", *explainers, "--metric", "complexity", "--out", str(tmp_path)]  # fmt: skip

@@ -5,9 +5,10 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from evaluate.comparison import compare_pairs, group_seeds, protocol_effect, seed_family, verdict
-from evaluate.results import COLUMNS
-from evaluate.statistics import Group, bootstrap_means, collect, compare, holm, interval, score
+from evaluate.rows import COLUMNS
+from evaluate.scores.comparisons import compare_pairs, group_seeds, protocol_effect, seed_family, verdict
+from evaluate.scores.groups import Group, collect
+from evaluate.scores.statistics import bootstrap_means, compare, holm, interval, score
 
 NAN = float("nan")
 
@@ -70,7 +71,7 @@ def test_interval_agrees_with_scipys_percentile_bootstrap():
 
 
 def test_bootstrap_is_seeded_and_independent_of_the_chunk(monkeypatch):
-    import evaluate.statistics as module
+    import evaluate.scores.statistics as module
 
     values = np.random.default_rng(0).normal(size=50)
     first = bootstrap_means(values, 3, 500)
@@ -165,7 +166,7 @@ def test_protocol_effect():
 def test_box_accuracy_of_a_data_set_follows_the_settings_it_was_made_with():
     import torch
 
-    from evaluate.metrics import MEASURES
+    from evaluate.metrics.registry import MEASURES
 
     hits = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]])  # (N, eta, delta) with two deltas
     measure = MEASURES["box_accuracy"]

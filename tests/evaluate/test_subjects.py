@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from common import download as download_module
-from common.checkpoint import CheckpointConfig, save_checkpoint
+from common.checkpoint import save_checkpoint
+from common.checkpoint_config import CheckpointConfig
 from common.dcls import DclsConv2d
 from common.errors import UserError
-from common.zoo import ZOO, create_model, lookup
-from evaluate import subjects
-from evaluate.subjects import load_subject
+from common.models.zoo import ZOO, create_model, lookup
+from evaluate.network import subject as subjects
+from evaluate.network.subject import load_subject
 from tests.common.published_layouts import empty_state, original_layout, write_published
 from tests.local_server import local_server
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.data import tfrecord
 from common.errors import UserError
-from evaluate import tfrecord
 
 PAYLOADS = [b"first", b"", b"\x00\xff" * 300]
 OFFSETS = [0, 12 + 5 + 4, 12 + 5 + 4 + 12 + 0 + 4]

@@ -20,8 +20,11 @@ from typing import Any
 
 from common import atomic
 from common.entry import run_command
-from evaluate import cli, clickme_tools
-from train import publish, resume, session
+from evaluate.cli import main as cli
+from evaluate.clickme import command as clickme_tools
+from train import build as session
+from train import publish
+from train.runs import resume
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": session.main, "publish": publish.main, "evaluate": cli.main, "convert": clickme_tools.main,

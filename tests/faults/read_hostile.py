@@ -14,11 +14,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from common.transform import ModelTransform
-from evaluate import photographs
-from evaluate.data import FolderData, read_batches
-from train.batches import LoadFailure, SampleKey, open_data
+from common.models.transform import ModelTransform
+from evaluate.cli import explain as photographs
+from evaluate.data.folder import FolderData
+from evaluate.data.loader import read_batches
 from train.configure import load_settings
+from train.data.batch import LoadFailure, SampleKey
+from train.data.images import open_data
 
 ROOM = 400 * 2**20
 """Bytes beyond those that the imports took."""

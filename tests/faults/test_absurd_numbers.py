@@ -6,9 +6,9 @@ import torch
 from common.entry import run_command
 from common.errors import UserError
 from common.weights import read_weights
-from evaluate.cli import main
-from evaluate.explainers import EXPLAINERS, parse_method
-from evaluate.metrics import MEASURES, parse_measure
+from evaluate.cli.main import main
+from evaluate.explainers.registry import EXPLAINERS, parse_method
+from evaluate.metrics.registry import MEASURES, parse_measure
 
 ABSURD = ["nan", "inf", "-inf", "-1", "1e300", "1000000000", "9" * 5000, "(" * 500]
 NUMERIC = [

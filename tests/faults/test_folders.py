@@ -9,16 +9,18 @@ import datasets
 import numpy as np
 import pytest
 
-from common.decoding import MAX_BYTES, read_file
+from common.data.decoding import MAX_BYTES, read_file
+from common.data.folders import scan_class_folders
+from common.data.records import TableRecords
 from common.errors import UserError
-from common.folders import scan_class_folders
-from common.transform import ModelTransform
-from evaluate.data import FolderData, load_batches
-from evaluate.explain_arguments import find_images
+from common.models.transform import ModelTransform
+from evaluate.cli.explain_arguments import find_images
+from evaluate.data.folder import FolderData
+from evaluate.data.loader import load_batches
 from tests.faults.hostile_images import encoded
-from train.batches import LoadFailure, SampleKey, open_data
 from train.configure import load_settings
-from train.sources import TableRecords
+from train.data.batch import LoadFailure, SampleKey
+from train.data.images import open_data
 
 
 @pytest.fixture(autouse=True)

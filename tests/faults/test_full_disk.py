@@ -16,8 +16,8 @@ from common.entry import run_command
 from tests.faults.conftest import Attempt, Ended
 from tests.faults.test_kills import figures_of
 from tests.train.test_resume import arguments
-from train.monitor import Monitor
-from train.run_folder import RunFolder
+from train.runs.run_folder import RunFolder
+from train.watching.monitor import Monitor
 
 Resize = Callable[[int], Path]
 

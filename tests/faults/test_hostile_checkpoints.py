@@ -12,7 +12,7 @@ import torch
 
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
-from common.zoo import create_model
+from common.models.zoo import create_model
 from tests.common.checkpoint_edits import ABSENT, put
 
 ROOT = Path(__file__).parents[2]

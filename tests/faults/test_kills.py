@@ -13,7 +13,7 @@ from common.checkpoint import load_checkpoint
 from common.weights import sha256
 from tests.faults.conftest import Attempt, spread
 from tests.train.test_resume import arguments
-from train.snapshots import list_snapshots
+from train.runs.snapshots import list_snapshots
 
 KILLED = -9
 EVERY = 10_000

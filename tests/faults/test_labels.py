@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from PIL import Image
 
+from common.data.records import open_folders
 from common.errors import UserError
-from evaluate.data import FolderData
-from evaluate.labels import read_labels
+from evaluate.data.folder import FolderData
+from evaluate.data.labels import read_labels
 from tests.faults.damage import bounded, damages
 from train.configure import load_settings
 from train.settings import DataSettings
-from train.sources import open_folders
 
 
 def refused(tmp_path, content, line):

@@ -16,12 +16,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from common.model_card import model_card
 from common.text import one_line
-from evaluate.cli import main
-from evaluate.figures import accuracy_scatter, bar_chart, measure_curves
-from evaluate.tables import markdown_page
+from evaluate.cli.main import main
+from evaluate.report.charts import accuracy_scatter, bar_chart, measure_curves
+from evaluate.report.markdown import markdown_page
 from tests.evaluate.conftest import save_untrained
-from train.monitor import Monitor
-from train.run_folder import RunFolder
+from train.runs.run_folder import RunFolder
+from train.watching.monitor import Monitor
 
 NAMES = [
     "<img src=x onerror=alert(1)> (rank 1",

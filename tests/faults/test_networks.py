@@ -15,13 +15,15 @@ from torch import nn
 
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.errors import UserError
-from evaluate import runner
-from evaluate.cli import main
-from evaluate.data import FolderData, ScenesData
-from evaluate.explanation import Maps, explain
-from evaluate.preflight import not_finite
-from evaluate.runner import RunOptions, Unmeasurable, measure
-from evaluate.subjects import load_subject
+from evaluate.cli.main import main
+from evaluate.data.folder import FolderData
+from evaluate.data.scenes import ScenesData
+from evaluate.explainers.explain import Maps, explain
+from evaluate.network.subject import load_subject
+from evaluate.run import measure as runner
+from evaluate.run.measure import Unmeasurable, measure
+from evaluate.run.options import RunOptions
+from evaluate.run.preflight import not_finite
 from tests.evaluate.conftest import save_untrained
 
 SCENES = ["--data", "scenes", "--workers", "0", "--limit", "6", "--device", "cpu"]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from evaluate.cli import main
-from evaluate.tfrecord import index_records, iter_records, write_records
+from common.data.tfrecord import index_records, iter_records, write_records
+from evaluate.cli.main import main
 
 
 def evaluate(root, out, *more):

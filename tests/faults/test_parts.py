@@ -9,11 +9,13 @@ from hypothesis import example, given
 from PIL import Image
 
 from common.errors import UserError
-from evaluate import engine
-from evaluate.cli import main
-from evaluate.data import ClickMeData, FolderData, ScenesData, choose_indices
-from evaluate.results import PartStore
-from evaluate.runner import SHARED_PASS
+from evaluate.cli.main import main
+from evaluate.data.clickme import ClickMeData
+from evaluate.data.folder import FolderData
+from evaluate.data.loader import choose_indices
+from evaluate.data.scenes import ScenesData
+from evaluate.rows import SHARED_PASS
+from evaluate.run.parts import PartStore
 from tests.faults.damage import bounded, damaged, damages, flipped
 
 ROWS = [{"image_id": f"val/{n}", "index": n, "checkpoint": "net", "spearman": n / 7} for n in range(40)]
@@ -80,7 +82,7 @@ def test_a_part_that_is_damaged_while_the_run_goes_on_stops_it_with_a_line(store
 @pytest.fixture
 def run(checkpoint, monkeypatch, tmp_path, capsys):
     """Evaluate 14 scenes in 4 parts; gives what was printed and the table."""
-    monkeypatch.setattr(engine, "CHUNK", 4)
+    monkeypatch.setattr("evaluate.run.identity.CHUNK", 4)
     out = tmp_path / "out"
 
     def evaluate(*more):

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 
+from common.data.records import open_hub
+from common.data.shards import ParquetShard, TarShard
 from common.errors import UserError
 from tests.faults.damage import bounded, damaged, damages
 from tests.train.test_sources import jpeg, table
 from train.settings import DataSettings
-from train.shards import ParquetShard, TarShard
-from train.sources import open_hub
 
 PICTURES = [jpeg(value) for value in range(6)]
 WHOLE = dict(zip(PICTURES, range(6)))

@@ -18,7 +18,7 @@ from common.errors import UserError
 from tests.faults.conftest import Attempt
 from tests.faults.test_kills import figures_of
 from tests.train.test_resume import arguments
-from train.snapshots import list_snapshots, newest_snapshot, read_snapshot
+from train.runs.snapshots import list_snapshots, newest_snapshot, read_snapshot
 
 Change = Callable[[dict[str, Any]], object]
 

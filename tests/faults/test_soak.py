@@ -16,8 +16,8 @@ ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1
 EVALUATE = """
 import sys, threading, time
 from pathlib import Path
-from evaluate.cli import main
-from evaluate.data import ScenesData
+from evaluate.cli.main import main
+from evaluate.data.interface import ScenesData
 
 ScenesData.__init__.__defaults__ = (40_000, None)
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from common.data.clickme import ClickMe
+from common.data.tfrecord import encode_example, index_records, iter_records, parse_example, write_records
 from common.errors import UserError
-from evaluate.clickme import ClickMe
-from evaluate.tfrecord import encode_example, index_records, iter_records, parse_example, write_records
 from tests.faults.damage import bounded, damaged, damages, flipped
 
 PAYLOADS = [encode_example({"image": bytes([n]) * (40 * n), "label": n, "weights": [0.5, n / 3]}) for n in range(5)]

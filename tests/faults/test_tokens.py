@@ -10,7 +10,7 @@ import pytest
 from common.entry import run_command
 from common.errors import UserError
 from common.text import without_tokens
-from evaluate import subjects
+from evaluate.network import subject as subjects
 from train.publish import upload
 
 ROOT = Path(__file__).parents[2]

@@ -13,11 +13,11 @@ import pytest
 
 from common.checkpoint import load_checkpoint
 from common.lock import locked
-from evaluate.claim import LOCK
+from evaluate.cli.claim import LOCK
 from tests.faults.conftest import ROOT, Attempt, Ended
 from tests.train.conftest import Launched, children, launch, metrics  # noqa: F401
 from tests.train.test_resume import arguments, updates_done, wait_for
-from train.run_folder import RunFolder
+from train.runs.run_folder import RunFolder
 
 ME = f"is in use by process {os.getpid()} on {platform.node()} since "
 IMPATIENT = """

@@ -15,8 +15,8 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
 
-from train.run_folder import RunFolder
-from train.session import main
+from train.run import main
+from train.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 MARK = "DCLS_ALIGN_TEST"

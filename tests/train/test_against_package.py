@@ -10,12 +10,14 @@ from DCLS.construct.modules import Dcls2d
 from torch import Tensor, nn
 
 from common.dcls import DclsConv2d
+from common.models.zoo import create_model
 from common.surgery import position_groups
-from common.zoo import create_model
 from tests.train.conftest import metrics
-from train.augment import model_transform
-from train.batches import SampleOrder, open_data, to_input
 from train.configure import dcls_spec, load_settings
+from train.data.augment import model_transform
+from train.data.batch import to_input
+from train.data.images import open_data
+from train.data.order import SampleOrder
 
 UPDATES = 20
 ARGUMENTS = [

@@ -13,11 +13,12 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from common.decoding import decode_image
+from common.data.decoding import decode_image
 from tests.train.conftest import make_photographs
-from train.augment import model_transform, training_transform
-from train.batches import Batch, LoadFailure, Photographs, SampleKey, open_data, to_input
 from train.configure import load_settings, recipe_names
+from train.data.augment import model_transform, training_transform
+from train.data.batch import Batch, LoadFailure, SampleKey, to_input
+from train.data.images import Photographs, open_data
 from train.randomness import seeded
 from train.settings import Settings
 

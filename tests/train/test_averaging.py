@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import nn
 
+from common.models.zoo import create_model
 from common.surgery import position_groups
-from common.zoo import create_model
 from train.averaging import Ema, distinct_tensors
 
 

@@ -15,19 +15,12 @@ from torch.utils.data._utils import signal_handling
 
 from common.errors import UserError
 from tests.train.conftest import make_photographs
-from train.augment import BatchMixing, model_transform
-from train.batches import (
-    Batch,
-    Photographs,
-    SampleKey,
-    SampleOrder,
-    TrainingSampler,
-    ValidationSampler,
-    open_data,
-    to_input,
-)
 from train.configure import load_settings
-from train.loader import load, make_loader
+from train.data.augment import BatchMixing, model_transform
+from train.data.batch import Batch, SampleKey, to_input
+from train.data.images import Photographs, open_data
+from train.data.loader import load, make_loader
+from train.data.order import SampleOrder, TrainingSampler, ValidationSampler
 from train.randomness import random_state, seeded, set_random_state
 from train.settings import Settings
 from train.stopping import Stop, StopListener
@@ -190,9 +183,9 @@ def test_a_process_that_exits_with_its_loader_open_does_not_wait_for_ever(settin
     """An error leaves the loader in a traceback; at its exit Python ends the loader's processes and waits for them."""
     program = """
         import sys
-        from train.batches import ValidationSampler, open_data
+        from train.data.images import ValidationSampler, open_data
         from train.configure import load_settings
-        from train.loader import load, make_loader
+        from train.data.loader import load, make_loader
         settings = load_settings(sys.argv[1:])
         _, source = open_data(settings)
         loader = make_loader(source, ValidationSampler(len(source), 1, 0, 1), settings, pin=False, stays=True)

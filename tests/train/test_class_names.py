@@ -5,7 +5,7 @@ import json
 import pytest
 
 from train.publish import _class_names
-from train.run_folder import RunFolder
+from train.runs.run_folder import RunFolder
 
 
 @pytest.mark.parametrize(

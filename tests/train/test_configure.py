@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from common.errors import UserError
-from common.zoo import ZOO
+from common.models.zoo import ZOO
 from train.configure import RECIPES, accumulation, as_dict, dcls_spec, load_settings, recipe_names
 from train.settings import Settings
 from train.usage import usage

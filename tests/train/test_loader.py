@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from tests.train.conftest import ROOT, make_photographs
-from train import loader
-from train.batches import Photographs, ValidationSampler, open_data
 from train.configure import load_settings
-from train.loader import LocalError, default_workers, load, loaders_alive, make_loader
+from train.data import loader
+from train.data.images import Photographs, open_data
+from train.data.loader import LocalError, default_workers, load, loaders_alive, make_loader
+from train.data.order import ValidationSampler
 from train.settings import Settings
 
 
@@ -93,7 +94,7 @@ DEADLY = """
 import os, signal, sys
 from common.entry import run_command
 from train import batches, loop
-from train.session import main
+from train.build import main
 
 trainer, number, decode, clip = os.getpid(), getattr(signal, sys.argv[1]), batches.decode_image, loop._clip
 

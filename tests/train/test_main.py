@@ -20,7 +20,8 @@ from common.checkpoint import load_checkpoint, read_config
 from common.errors import UserError
 from common.surgery import position_groups
 from tests.train.conftest import ROOT, Launched, make_photographs, metrics
-from train import loop, session
+from train import build as session
+from train import loop
 from train.configure import load_settings
 from train.publish import publish_run, upload
 
@@ -232,7 +233,7 @@ def test_a_name_taken_meanwhile_costs_no_finished_run(
         shutil.copytree(tmp_path / "elsewhere" / "mine", library / "mine")
         return trained(*running)
 
-    monkeypatch.setattr(session, "train", meanwhile)
+    monkeypatch.setattr("train.run.train", meanwhile)
     train_here(*given, "seed=1")
     said = capsys.readouterr().err
     assert "It is published as mine-2 instead" in said and f"--ckpt {library}/mine-2" in said

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from train import loop
-from train.monitor import save_png
-from train.snapshots import list_snapshots
+from train.runs.snapshots import list_snapshots
+from train.watching.pictures import save_png
 
 
 def test_training_time_leaves_validation_pictures_and_snapshots_out(
@@ -27,11 +27,11 @@ def test_training_time_leaves_validation_pictures_and_snapshots_out(
 
         return timed
 
-    monkeypatch.setattr("train.monitor.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("train.watching.clock.time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(loop, "clamp_positions", takes(1, loop.clamp_positions))
     monkeypatch.setattr(loop, "validate", takes(3600, loop.validate))
     monkeypatch.setattr(loop, "save_snapshot", takes(3600, loop.save_snapshot))
-    monkeypatch.setattr("train.watch.Watch.positions", takes(3600, lambda *_: None))
+    monkeypatch.setattr("train.watching.watch.Watch.positions", takes(3600, lambda *_: None))
     often = ["log.validate_every=0.01", "log.pictures_every=0.01", "snapshots.every_updates=1"]
     run = train_here("recipe=demo_dcls", "smoke=true", "updates=3", "snapshots.keep_last=3", "publish=false", *often)
     records = [json.loads((place / "state.json").read_text()) for place in list_snapshots(run / "snapshots")]

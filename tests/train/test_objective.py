@@ -5,11 +5,12 @@ import torch
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
 from common.errors import UserError
+from common.models.zoo import create_model
 from common.surgery import repulsive_loss
-from common.zoo import create_model
-from train.augment import BatchMixing
 from train.configure import load_settings
-from train.objective import Repulsion, classification_loss, correct, first_not_finite
+from train.data.augment import BatchMixing
+from train.losses.classification import classification_loss, correct, first_not_finite
+from train.losses.repulsion import Repulsion
 from train.settings import LossSettings, PositionSettings
 
 logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))

@@ -10,11 +10,11 @@ from timm.optim import list_optimizers
 from torch import nn
 
 from common.errors import UserError
+from common.models.zoo import create_model
 from common.surgery import position_groups
-from common.zoo import create_model
 from train.optimizers import Schedule, create_optimizer, parameter_groups, set_learning_rates
+from train.runs.state import Progress, TrainState
 from train.settings import OptimSettings, PositionSettings, ScheduleSettings
-from train.state import Progress, TrainState
 
 
 def named_groups(model: nn.Module, **optim: Any) -> dict[str, dict[str, Any]]:

@@ -12,9 +12,9 @@ import torch
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from common.zoo import create_model
-from train.augment import model_transform
+from common.models.zoo import create_model
 from train.configure import RECIPES, as_dict, load_settings, recipe_names
+from train.data.augment import model_transform
 from train.optimizers import Schedule, create_optimizer
 from train.settings import Settings
 

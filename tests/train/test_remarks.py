@@ -9,10 +9,10 @@ import torch
 from timm.data import ImageNetInfo
 
 from tests.train.conftest import make_photographs
-from train import remarks as module
-from train.batches import open_data
 from train.configure import load_settings
-from train.remarks import remarks
+from train.data.images import open_data
+from train.watching import remarks as module
+from train.watching.remarks import remarks
 
 CPU, WORDNET = torch.device("cpu"), ImageNetInfo("imagenet-1k").label_names()
 SMALL = ["batch_size=2", "global_batch=2", "data.image_size=32", "data.eval_size=32"]

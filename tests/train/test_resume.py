@@ -23,8 +23,8 @@ from common.errors import UserError
 from tests.train.conftest import ROOT, Launched, children, make_photographs, metrics, running
 from train.configure import load_settings
 from train.publish import publish_run
-from train.run_folder import RunFolder, find_run, start_of
-from train.snapshots import clean_snapshots, list_snapshots, newest_snapshot
+from train.runs.run_folder import RunFolder, find_run, start_of
+from train.runs.snapshots import clean_snapshots, list_snapshots, newest_snapshot
 from train.stopping import Stop, StopListener
 
 UPDATES = 10
@@ -344,7 +344,7 @@ def test_a_snapshot_that_finds_no_room_says_what_is_kept(
         place.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("train.snapshots.torch.save", full)
+    monkeypatch.setattr("train.runs.snapshots.torch.save", full)
     assert run_command(lambda: int(bool(train_here(*given, "updates=2", "resume=auto")))) == 2
     (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert re.search(r"update_00000002: No space left on device; .*/update_00000001 is kept, resume=auto goes on", said)

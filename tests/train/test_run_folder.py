@@ -12,8 +12,8 @@ from common.leftovers import temporary_folder
 from tests.train.conftest import metrics
 from tests.train.test_resume import arguments
 from train.configure import load_settings
-from train.run_folder import RunFolder, find_run
-from train.snapshots import list_snapshots
+from train.runs.run_folder import RunFolder, find_run
+from train.runs.snapshots import list_snapshots
 
 
 def test_runs_that_choose_their_folders_at_one_instant_choose_different_ones(tmp_path: Path) -> None:

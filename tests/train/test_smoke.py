@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.checkpoint import load_checkpoint
+from common.models.zoo import ZOO
 from common.surgery import position_groups
-from common.zoo import ZOO
 from tests.train.conftest import metrics
 from train.configure import recipe_names
 

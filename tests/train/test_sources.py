@@ -15,16 +15,18 @@ import pytest
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from common.decoding import decode_image
+from common.data.decoding import decode_image
+from common.data.manifest import write_manifest
+from common.data.records import Records, open_folders, open_hub
+from common.data.shards import open_shards
 from common.errors import UserError
-from common.manifest import write_manifest
 from tests.train.conftest import make_photographs
-from train.batches import LoadFailure, Photographs, SampleKey, ValidationSampler, open_data
 from train.configure import load_settings
-from train.loader import load, make_loader
+from train.data.batch import LoadFailure, SampleKey
+from train.data.images import Photographs, open_data
+from train.data.loader import load, make_loader
+from train.data.order import ValidationSampler
 from train.settings import DataSettings, Settings
-from train.shards import open_shards
-from train.sources import Records, open_folders, open_hub
 
 
 def jpeg(value: int, side: int = 24) -> bytes:

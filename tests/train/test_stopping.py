@@ -12,7 +12,7 @@ import pytest
 
 from tests.train.conftest import ROOT, Launched, metrics
 from tests.train.test_resume import arguments, assert_same, wait_for
-from train.snapshots import list_snapshots
+from train.runs.snapshots import list_snapshots
 from train.stopping import Stop, StopListener
 
 LISTENS = """
@@ -80,7 +80,7 @@ def test_handlers_are_put_back() -> None:
 STOPS_WITHIN = """
     import sys
     sys.path.insert(0, {root!r})
-    from train.session import main
+    from train.build import main
     from train.stopping import Stop, StopListener
     agree, calls = StopListener.agree, []
     def struck(self, *due):

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.train.conftest import make_photographs
-from train.augment import model_transform
-from train.batches import Batch, SampleKey, ValidationSampler, open_data, to_input
 from train.configure import load_settings
-from train.loader import make_loader
+from train.data.augment import model_transform
+from train.data.batch import Batch, SampleKey, to_input
+from train.data.images import open_data
+from train.data.loader import make_loader
+from train.data.order import ValidationSampler
 from train.validation import validate
 
 

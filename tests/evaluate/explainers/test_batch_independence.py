@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from evaluate.data import ScenesData
-from evaluate.explainers import Query
-from evaluate.explanation import explain
-from evaluate.runner import RunOptions, measure
-from evaluate.subjects import load_subject
+from evaluate.data.scenes import ScenesData
+from evaluate.explainers.explain import explain
+from evaluate.network.query import Query
+from evaluate.network.subject import load_subject
+from evaluate.run.measure import measure
+from evaluate.run.options import RunOptions
 
 EXPLAINED = ("random", "smooth_grad:samples=2", "rise:masks=6", "grad_cam", "other_human")
 CASCADE = "cascading_randomisation:stages=('head','stages.7')"

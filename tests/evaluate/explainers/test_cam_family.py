@@ -8,12 +8,12 @@ import torch
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from common.errors import UserError
-from evaluate.explainers import EXPLAINERS
 from evaluate.explainers.eigen_cam import eigen_cam
+from evaluate.explainers.explain import explain
 from evaluate.explainers.grad_cam_pp import channel_weights, grad_cam_pp
-from evaluate.explainers.passes import head_pass, layer_pass
+from evaluate.explainers.registry import EXPLAINERS
 from evaluate.explainers.threshold_grad_cam import threshold_grad_cam
-from evaluate.explanation import explain
+from evaluate.network.passes import head_pass, layer_pass
 
 PACKAGE = {
     "grad_cam": package.GradCAM,

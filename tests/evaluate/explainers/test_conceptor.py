@@ -6,16 +6,9 @@ import pytest
 import torch
 
 from common.errors import UserError
-from evaluate.explainers.conceptor import (
-    change_aperture,
-    conceptor,
-    conjunction,
-    correlation,
-    disjunction,
-    negation,
-)
+from evaluate.explainers.conceptor import change_aperture, conceptor, conjunction, correlation, disjunction, negation
 from evaluate.explainers.conceptor_cam import conceptor_cam, filters
-from evaluate.explainers.query import min_max
+from evaluate.maps.arithmetic import min_max
 
 
 def states(seed, count=40, size=6, rank=None):

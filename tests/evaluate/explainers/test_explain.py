@@ -10,11 +10,11 @@ import timm
 import torch
 from torch import nn
 
-import evaluate.explainers.passes as passes
+import evaluate.network.passes as passes
 from common.errors import UserError
-from common.transform import ModelTransform
-from evaluate.explainers import EXPLAINERS
-from evaluate.explanation import explain
+from common.models.transform import ModelTransform
+from evaluate.explainers.explain import explain
+from evaluate.explainers.registry import EXPLAINERS
 
 CHEAP = {"opti_cam": {"iterations": 2}, "rise": {"masks": 8}, "smooth_grad": {"samples": 2}}
 BLACK = {"transform": ModelTransform()}
@@ -274,6 +274,8 @@ def test_class_token_transformers_are_explained_at_the_last_norm(images):
 
 
 def test_the_package_exports_explain_without_loading_torch():
-    code = "import sys, evaluate; assert 'torch' not in sys.modules; import evaluate.runner; print(evaluate.explain)"
+    code = (
+        "import sys, evaluate; assert 'torch' not in sys.modules; import evaluate.run.measure; print(evaluate.explain)"
+    )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.startswith("<function explain")

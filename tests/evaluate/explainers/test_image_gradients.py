@@ -10,11 +10,11 @@ from pytorch_grad_cam import GuidedBackpropReLUModel
 from torch import nn
 
 from common.errors import UserError
-from evaluate.explainers import Query
+from common.guided_relu import GuidedReLU
+from evaluate.explainers.explain import explain
 from evaluate.explainers.full_grad import decompose
-from evaluate.explainers.guided import GuidedReLU
 from evaluate.explainers.input_gradient import batched_gradient
-from evaluate.explanation import explain
+from evaluate.network.query import Query
 
 
 def test_input_gradient_equals_finite_differences(pooled_net, images):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from evaluate.explainers.layout import find_layout
+from evaluate.network.layout import find_layout
 
 IMAGES = torch.zeros(2, 3, 64, 64)
 PLAIN = nn.Identity()

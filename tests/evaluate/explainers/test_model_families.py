@@ -6,11 +6,12 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
-from common.zoo import STUDY_MODELS, create_model, lookup
-from evaluate.explainers import EXPLAINERS, Query
+from common.models.zoo import STUDY_MODELS, create_model, lookup
+from evaluate.explainers.explain import explain
 from evaluate.explainers.full_grad import decompose
-from evaluate.explainers.passes import layer_pass
-from evaluate.explanation import explain
+from evaluate.explainers.registry import EXPLAINERS
+from evaluate.network.passes import layer_pass
+from evaluate.network.query import Query
 
 GRADIENT = [name for name, e in EXPLAINERS.items() if e.family == "gradient"]
 FEW = ["grad_cam", "threshold_grad_cam", "layer_cam", "eigen_cam"]

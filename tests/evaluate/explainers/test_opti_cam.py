@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from common.errors import UserError
-from common.transform import ModelTransform
-from evaluate.explainers import Query
-from evaluate.explainers.query import min_max
-from evaluate.explanation import explain
+from common.models.transform import ModelTransform
+from evaluate.explainers.explain import explain
+from evaluate.maps.arithmetic import min_max
+from evaluate.network.query import Query
 
 TRANSFORM = ModelTransform(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 MEAN, STD = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (TRANSFORM.mean, TRANSFORM.std))

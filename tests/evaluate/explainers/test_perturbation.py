@@ -12,10 +12,11 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from scipy.ndimage import map_coordinates
 
 from common.errors import UserError
-from common.transform import ModelTransform
-from evaluate.explainers import MicroBatch, Query
+from common.models.transform import ModelTransform
+from evaluate.explainers.explain import explain
 from evaluate.explainers.rise import grow, random_masks
-from evaluate.explanation import explain
+from evaluate.network.micro_batch import MicroBatch
+from evaluate.network.query import Query
 
 
 @pytest.fixture(autouse=True)

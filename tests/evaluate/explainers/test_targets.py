@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluate.explainers.targets import resolve_targets
+from evaluate.network.targets import resolve_targets
 
 LOGITS = torch.tensor([[1.0, 5.0, 2.0], [7.0, 0.0, 3.0]])
 

@@ -7,11 +7,12 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from common.errors import UserError
-from common.transform import ModelTransform
-from evaluate.metrics import MEASURES, Case, boxes_in_view, measure_case
-from evaluate.metrics.alignment import top_share
-from evaluate.metrics.boxes import box_mask, clip_boxes, largest_component_box, overlap
+from common.models.transform import ModelTransform
+from evaluate.maps.arithmetic import top_share
+from evaluate.maps.boxes import box_mask, boxes_in_view, clip_boxes, largest_component_box, overlap
+from evaluate.metrics.case import Case
 from evaluate.metrics.localisation import box_accuracy_of
+from evaluate.metrics.registry import MEASURES, measure_case
 
 
 class First(nn.Module):

@@ -10,12 +10,14 @@ from scipy.stats import pearsonr
 from torch import nn
 
 from common.errors import UserError
-from common.transform import ModelTransform
-from evaluate.explainers import MicroBatch, Query
-from evaluate.explanation import explain
-from evaluate.metrics import MEASURES, Case, measure_case, parse_measure
+from common.models.transform import ModelTransform
+from evaluate.explainers.explain import explain
+from evaluate.metrics.case import Case
 from evaluate.metrics.insertion_deletion import area, blur
+from evaluate.metrics.registry import MEASURES, measure_case, parse_measure
 from evaluate.metrics.road import impute
+from evaluate.network.micro_batch import MicroBatch
+from evaluate.network.query import Query
 
 PLAIN = ModelTransform(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 NORMAL = ModelTransform(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))

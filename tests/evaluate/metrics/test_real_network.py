@@ -7,9 +7,11 @@ import timm
 import torch
 from PIL import Image
 
-from common.zoo import lookup
-from evaluate.explanation import explain
-from evaluate.metrics import MEASURES, Case, boxes_in_view, measure_case
+from common.models.zoo import lookup
+from evaluate.explainers.explain import explain
+from evaluate.maps.boxes import boxes_in_view
+from evaluate.metrics.case import Case
+from evaluate.metrics.registry import MEASURES, measure_case
 
 
 def test_opti_cam_gains_fake_cam_does_not_and_saliency_lies_on_objects(shared_data):

@@ -14,9 +14,10 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
 from common.errors import UserError
-from evaluate.cli import main
-from evaluate.explanation import explain
-from evaluate.metrics import Case, measure_case
+from evaluate.cli.main import main
+from evaluate.explainers.explain import explain
+from evaluate.metrics.case import Case
+from evaluate.metrics.registry import measure_case
 from evaluate.metrics.sanity import OWN, default_stages, randomise, reinitialise, ssim
 
 DEMO = Path(__file__).parents[3] / "checkpoints" / "demo"

@@ -1,0 +1,1 @@
+"""Data formats that training and evaluation both read."""

@@ -1,0 +1,1 @@
+"""The named models, their transforms and the authors' files."""

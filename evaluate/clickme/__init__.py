@@ -1,0 +1,1 @@
+"""`python -m evaluate.clickme`: download and convert ClickMe."""

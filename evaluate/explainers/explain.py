@@ -1,0 +1,170 @@
+"""Saliency maps of any explainers for any classifier, from one shared pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.models.transform import ModelTransform
+from evaluate.explainers.registry import Explainer, checked_method, parse_method
+from evaluate.maps.arithmetic import min_max, resize_saliency
+from evaluate.maps.frames import is_constant
+from evaluate.network.micro_batch import MicroBatch
+from evaluate.network.passes import uncompiled
+from evaluate.network.query import Query
+from evaluate.network.targets import Targets
+
+Form = Literal["defined", "raw", "relu", "normalised"]
+"""defined: the method's own map; raw: signed and unscaled where it has such a form; relu: the positive part of the
+defined map; normalised: the defined map scaled to 0..1 (a constant map becomes 0)."""
+
+Methods = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
+"""Names, each `NAME` or `NAME:KEY=VALUE,...`, or names with their parameters."""
+
+
+class Maps(dict[str, Tensor]):
+    """Saliency maps (B, H, W) float32 by method, never NaN; what else the pass gave is beside them."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+        """(B, K) float32 of the unmodified images."""
+        self.degenerate: dict[str, Tensor] = {}
+        """(B,) bool by method: the map is constant, or was not finite (then it is all 0)."""
+        self.explainers: dict[str, Explainer] = {}
+        """What is known of each method, such as `verified`."""
+        self.notes: dict[str, str] = {}
+        """By method, what a reader of its maps must know: its own note, and what it found in this network."""
+        self.shared_seconds = 0.0
+        """Wall time of the pass that all methods at the layer share: features, gradients, logits."""
+        self.seconds: dict[str, float] = {}
+        """Wall time of each method's own part."""
+
+
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    targets: Targets = None,
+    methods: Methods = "grad_cam",
+    *,
+    layer: str | None = None,
+    size: tuple[int, int] | Literal["image", "own"] = "image",
+    form: Form = "defined",
+    transform: ModelTransform | None = None,
+    micro_batch: int | MicroBatch | None = None,
+    bf16: bool = False,
+    seed: int = 0,
+    image_keys: Sequence[int] | None = None,
+) -> Maps:
+    """Explain a batch.
+
+    The model is left as it was: no hook, no gradient, its training mode back. It may be compiled, frozen, under
+    autocast, and called within `no_grad` or `inference_mode`.
+
+    Args:
+        model: any timm classifier; any other one with `layer` given.
+        images: (B, 3, H, W), normalised as the model wants.
+        targets: (B,) class indices; one class, function of the logits or None (the predicted class) per image;
+            or a single one for all.
+        methods: see `Methods` and `EXPLAINERS`. All gradient explainers share one pass.
+        layer: name of the layer to explain; None: the last feature map, of class-token transformers the last
+            block's first norm.
+        size: of the maps, bilinear: (height, width), `image`, or `own` - the layer's or image's, as it comes.
+        form: see `Form`.
+        transform: the model's preprocessing; None: what timm says of it. Only Opti-CAM and what is asked to hide
+            pixels in black need it.
+        micro_batch: images at once where a method needs many forward passes; halved when memory runs out.
+            A `MicroBatch` keeps what it learnt from call to call.
+        bf16: features and perturbed images in bfloat16; heads and maps stay float32.
+        seed: of the random methods.
+        image_keys: a number for each image, such as its index in a data set, on which what is drawn for it depends;
+            None: taken from its pixels.
+
+    Returns:
+        `Maps`, a dict {method as it was given: (B, H, W)}.
+
+    Raises:
+        UserError: unknown method, parameter or layer; a model or layer that gives no map.
+        ValueError: targets or images of a wrong shape.
+    """
+    chosen = _choose(methods)
+    if form not in ("defined", "raw", "relu", "normalised"):
+        raise UserError(f"form {form!r}; take defined, raw, relu or normalised")
+    if isinstance(micro_batch, int) or micro_batch is None:
+        micro_batch = MicroBatch(micro_batch, images.device)
+    with undisturbed(model), torch.inference_mode(False):
+        images = images.clone() if images.is_inference() else images.detach()
+        if isinstance(targets, Tensor) and targets.is_inference():
+            targets = targets.clone()
+        query = Query(model, images, targets, layer, transform, micro_batch, bf16, seed, image_keys)
+        start = _now(images.device)
+        if any(explainer.at_layer for explainer, _ in chosen.values()):
+            _ = query.activations  # first, as the logits come with it
+        maps = Maps(query.logits)
+        _ = query.targets  # wrong ones are told, whatever the methods
+        end = _now(images.device)
+        maps.shared_seconds = end - start
+        for label, (explainer, parameters) in chosen.items():
+            given = {**explainer.raw, **parameters} if form == "raw" else parameters
+            query.notes = [explainer.note] if explainer.note else []
+            found, degenerate = _flag(explainer(query, **given).detach().float())
+            maps.explainers[label], maps.degenerate[label] = explainer, degenerate
+            if query.notes:
+                maps.notes[label] = "; ".join(query.notes)
+            maps[label] = _resize(_form(found, form), size, images)
+            start, end = end, _now(images.device)
+            maps.seconds[label] = end - start
+    return maps
+
+
+def _now(device: torch.device) -> float:
+    """Seconds of a running clock, read when the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _choose(methods: Methods) -> dict[str, tuple[Explainer, dict[str, Any]]]:
+    if isinstance(methods, str):
+        methods = [methods]
+    if isinstance(methods, Mapping):
+        return {name: checked_method(name, dict(parameters)) for name, parameters in methods.items()}
+    return {text: parse_method(text) for text in methods}
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block; afterwards every module is in the mode it was in."""
+    modules = [m for m in uncompiled(model).modules() if m.training]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.training = True
+
+
+def _flag(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps without NaN or infinity, and which of them say nothing."""
+    finite = maps.isfinite().all(2).all(1)
+    maps = torch.where(finite[:, None, None], maps, 0)
+    return maps, ~finite | is_constant(maps)
+
+
+def _form(maps: Tensor, form: Form) -> Tensor:
+    if form == "relu":
+        return maps.relu()
+    return min_max(maps) if form == "normalised" else maps
+
+
+def _resize(maps: Tensor, size: tuple[int, int] | Literal["image", "own"], images: Tensor) -> Tensor:
+    if size == "own":
+        return maps
+    return resize_saliency(maps, (images.shape[2], images.shape[3]) if size == "image" else size)

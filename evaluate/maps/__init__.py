@@ -1,0 +1,1 @@
+"""Arithmetic on maps: ranks, frames, boxes, overlays."""

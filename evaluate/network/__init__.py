@@ -1,0 +1,1 @@
+"""The checkpoint under evaluation and its passes."""

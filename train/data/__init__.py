@@ -1,0 +1,1 @@
+"""From records to augmented batches, in an order of their own."""

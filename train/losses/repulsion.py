@@ -1,0 +1,24 @@
+"""The square of the repulsive loss of the positions, where the recipe adds it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.surgery import position_groups, repulsive_loss
+from train.settings import PositionSettings
+
+
+class Repulsion:
+    """The repulsive term, L_rep squared, from the recipe's epoch on; not even computed before."""
+
+    def __init__(self, model: nn.Module, positions: PositionSettings) -> None:
+        if positions.repulsion and not position_groups(model):
+            raise UserError("positions.repulsion=true, but the model has no DCLS layers; take a _dcls model or false")
+        self.model, self.on, self.from_epoch = model, positions.repulsion, positions.repulsion_from_epoch
+
+    def __call__(self, epoch: int) -> Tensor | None:
+        """L_rep squared, with its graph to the positions, or None."""
+        if not self.on or epoch < self.from_epoch:
+            return None
+        return repulsive_loss(self.model).square()
