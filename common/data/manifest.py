@@ -1,7 +1,7 @@
 """`manifest.json` beside files of data: what they should be, held against what they are.
 
 `{"files": {"train-0.parquet": {"size": 123, "sha256": "..."}, ...}}`, names of files of the same folder.
-`python -m common.manifest FOLDER` writes one.
+`python -m common.data.manifest FOLDER` writes one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def read_manifest(folder: Path) -> dict[str, Entry] | None:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{path} is no manifest of sizes and hashes; if it is of something else rename it, else write it again: "
-            f"python -m common.manifest {folder}"
+            f"python -m common.data.manifest {folder}"
         ) from error
     return entries
 
@@ -76,7 +76,7 @@ def check_files(files: Sequence[Path], pattern: str | None = None) -> None:
         if listed is not None:
             names = [file.name for file in files if file.parent == folder]
             if problem := _problem(folder, names, listed, pattern):
-                raise UserError(f"{problem}, or if it is right: python -m common.manifest {folder}")
+                raise UserError(f"{problem}, or if it is right: python -m common.data.manifest {folder}")
 
 
 def _problem(folder: Path, names: Sequence[str], listed: dict[str, Entry], pattern: str | None) -> str | None:
@@ -135,7 +135,7 @@ def write_manifest(folder: Path, names: Sequence[str], others: Mapping[str, Entr
 
 def main(argv: Sequence[str] | None = None) -> int:
     """List all files of a folder; returns 0."""
-    parser = ArgumentParser(prog="python -m common.manifest", description="List the files of a folder in manifest.json")
+    parser = ArgumentParser(prog="python -m common.data.manifest", description="List a folder's files in manifest.json")
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args(argv).folder
     if not folder.is_dir():

@@ -27,7 +27,6 @@ from evaluate.run.options import RunOptions
 from evaluate.run.parts import PartStore, merge_parts, remove_stale
 from evaluate.run.preflight import Plan
 from evaluate.run.processes import Processes
-from evaluate.scores.groups import Group, GroupKey, collect
 
 SAID_EVERY = 60
 """Seconds between lines of progress where no bar is drawn."""
@@ -42,7 +41,8 @@ class Evaluation:
     """Why the scores are not those of the whole data set; empty if they are."""
     checkpoints: dict[str, dict[str, Any]]
     """What is known of each checkpoint that was measured, by its name in tables."""
-    groups: dict[GroupKey, Group]
+    stores: list[PartStore]
+    """Their rows, checkpoint by checkpoint."""
     failed: list[str]
     """Checkpoints that could not be measured, and why."""
 
@@ -84,19 +84,18 @@ def evaluate_plans(
             measured.append((plan, store))
     if not measured:
         raise UserError("\n  ".join(failed))
-    groups: dict[GroupKey, Group] = {}
-    first, _ = measured[0]
+    first, rows = measured[0]
+    left_out = 0
     if processes.is_main:
         notes = common_notes({name: about["explainer_notes"] for name, about in known.items()})
         merge_parts(out / "per_image.parquet", [store for _, store in measured], notes)
-        for _, store in measured:
-            groups |= collect(store.tables(), options.measures)
-        if not groups:
+        if all(len(store.left_out()) == len(plan.indices) for plan, store in measured):
             raise UserError(
                 f"none of the {len(first.indices)} images of {first.data.name} could be read; see the list above"
             )
-    why_partial = _partial(first.data, len(first.indices), seed, next(iter(groups.values())) if groups else None)
-    return Evaluation(first.data, why_partial, known, groups, failed)
+        left_out = len(rows.left_out())
+    why_partial = _partial(first.data, len(first.indices), seed, left_out)
+    return Evaluation(first.data, why_partial, known, [store for _, store in measured], failed)
 
 
 def _parts(plan: Plan) -> list[list[int]]:
@@ -213,10 +212,10 @@ def _bf16(subject: Subject, plan: Plan) -> dict[str, Any]:
     return {"bf16_deviation": deviation}
 
 
-def _partial(data: EvalData, count: int, seed: int, group: Group | None) -> str:
+def _partial(data: EvalData, count: int, seed: int, left_out: int) -> str:
     reasons = []
-    if group is not None and len(group.index) < count:
-        reasons.append(f"{count - len(group.index)} images could not be read (--skip-bad)")
+    if left_out:
+        reasons.append(f"{left_out} images could not be read (--skip-bad)")
     if count < len(data):
         reasons.append(f"{count} of {len(data)} images (--limit, seed {seed})")
     if data.missing_parts:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from evaluate.rows import common_notes
 from evaluate.scores.groups import Group, GroupKey
 from evaluate.scores.statistics import compare, holm
 
@@ -102,3 +103,29 @@ def protocol_effect(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 }
             )
     return out
+
+
+def judged_pairs(
+    groups: dict[GroupKey, Group],
+    pairs: Sequence[tuple[str, str]],
+    scores: Sequence[dict[str, Any]],
+    notes: Mapping[str, Mapping[str, str]],
+    ceiling: float | None,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """`compare_pairs` with a `verdict` each, and what a reader of both checkpoints' explainers must know.
+
+    Args:
+        groups: the rows.
+        pairs: checkpoints, first and second.
+        scores: of the run, for the spread between seeds.
+        notes: by checkpoint and explainer.
+        ceiling: see `evaluate.scores.statistics.score`.
+        seed: of the bootstrap.
+    """
+    comparisons = compare_pairs(groups, pairs, ceiling, seed)
+    seeds = group_seeds(scores)
+    for item in comparisons:
+        pair = common_notes({name: notes[name] for name in (item["first"], item["second"])})
+        item |= {"verdict": verdict(item, seeds), "explainer_note": pair.get(item["explainer"])}
+    return comparisons
