@@ -1,4 +1,4 @@
-"""A run from its command line to its published checkpoint.
+"""From settings to all that the training loop works with.
 
 Initial values, in this order: the model's own initialisation from `seed`; weights of the plain model if `pretrained`
 or `init_from`; the DCLS surgery, if there is one; the snapshot if `resume` finds one, which replaces everything.
@@ -17,6 +17,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import nn
+from torch.utils.data import DataLoader
 
 from common.errors import UserError
 from common.launched import refuse_strangers
@@ -26,13 +27,14 @@ from common.surgery import position_groups, set_depthwise
 from train.averaging import Ema
 from train.configure import accumulation, as_dict, dcls_spec
 from train.data.augment import model_transform
-from train.data.batch import BatchSource
+from train.data.batch import Batch, BatchSource
 from train.data.images import open_data
 from train.data.loader import loaders_alive, make_loader
 from train.data.order import ValidationSampler
 from train.optimizers import Schedule, create_optimizer
 from train.randomness import key_seed
 from train.runs.resume import choose_folder, take_on
+from train.runs.run_folder import RunFolder
 from train.runs.snapshots import clean_snapshots
 from train.runs.state import Progress, TrainState
 from train.session import METERS, Session
@@ -79,74 +81,76 @@ def make_accelerator(settings: Settings) -> Accelerator:
 
 @loaders_alive()
 def build(settings: Settings, accelerator: Accelerator, command: str, stack: ExitStack) -> Session:
-    """All that the loop works with, new or as the snapshot left it; the order of the steps is law.
+    """All that the loop works with, new or as the snapshot left it. The order of the steps is law.
 
     Raises:
         UserError: something of it cannot be made.
     """
-    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    accumulation(settings, world)  # refuses a global batch that does not fit, before anything is loaded
-
-    # --- a new run, or one to continue
+    accumulation(settings, accelerator.num_processes)  # refuses what does not fit before anything is loaded
     folder, snapshot = choose_folder(settings, accelerator, stack)
-
-    # --- data
-    train_source, val_source = open_data(settings)
-    mine = ValidationSampler(len(val_source), settings.eval_batch_size or settings.batch_size, rank, world)
-    val_loader = make_loader(val_source, mine, settings, device.type == "cuda", stays=True)
-    if settings.num_classes is None:
-        settings.num_classes = train_source.num_classes
-
-    # --- model, its average, and what it starts from
-    model = _create_model(settings, accelerator)
-    ema = Ema(model, settings.ema.decay, settings.ema.warmup) if settings.ema.decay is not None else None
-
-    # --- optimiser and schedule
-    optimizer = create_optimizer(model, settings.optim, settings.positions, device)
-    schedule = Schedule(
-        settings.schedule,
-        settings.optim.lr,
-        settings.epochs,
-        len(train_source) / settings.global_batch,
-        settings.updates,
-    )
-    if settings.compile:
-        for compiled in (model, ema.model if ema else None):
-            if compiled is not None:
-                compiled.compile()  # in place, so that no name gets a prefix
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    progress = Progress(schedule.updates, settings.seed, len(train_source), settings.global_batch, world)
-    meters = torch.zeros(len(METERS), device=device)
-    state = TrainState(progress, model, optimizer, ema, accelerator.scaler, meters, positions_of(model))
-
-    # --- where it starts
-    torch.manual_seed(key_seed(settings.seed, rank) % 2**63)  # drop path and dropout differ between ranks
+    train_source, val_loader = _open_data(settings, accelerator)
+    state, wrapped, schedule = _create_state(settings, accelerator, train_source)
+    torch.manual_seed(key_seed(settings.seed, accelerator.process_index) % 2**63)  # drop path differs between ranks
     if snapshot is not None:
         take_on(state, snapshot, settings, accelerator)
     accelerator.wait_for_everyone()
     about: dict[str, Any] = {"settings": as_dict(settings), "command": command, "classes": train_source.classes}
     if accelerator.is_main_process:
-        if snapshot is not None:
-            folder.turn_back(progress.update)
-            clean_snapshots(folder.snapshots, settings.snapshots.keep_last, settings.snapshots.keep_every)
-            folder.describe(**about)
-        else:
-            folder.start(**about)
-
-    # --- reports
-    monitor = Monitor(folder, accelerator.is_main_process, progress.total, progress.update, settings.log.tensorboard)
+        _prepare_folder(folder, about, settings, state.progress.update if snapshot is not None else None)
+    monitor = Monitor(
+        folder, accelerator.is_main_process, state.progress.total, state.progress.update, settings.log.tensorboard
+    )
     transform = model_transform(settings)
     watch = Watch(monitor, transform, state.initial)
     session = Session(
         settings, accelerator, state, wrapped, schedule, train_source, val_loader, transform, folder, about, monitor,
         watch,
     )  # fmt: skip
-    announce(session, resuming=snapshot is not None)
-    if snapshot is None:
-        monitor.text("settings", yaml.safe_dump(as_dict(settings), sort_keys=False))
-        monitor.text("command", command)
-        watch.positions(0, model)
+    _announce(session, resuming=snapshot is not None)
     return session
+
+
+def _open_data(settings: Settings, accelerator: Accelerator) -> tuple[BatchSource, DataLoader[Batch]]:
+    """The training data, and the loader of this process's share of the validation data."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    train_source, val_source = open_data(settings)
+    mine = ValidationSampler(len(val_source), settings.eval_batch_size or settings.batch_size, rank, world)
+    val_loader = make_loader(val_source, mine, settings, accelerator.device.type == "cuda", stays=True)
+    if settings.num_classes is None:
+        settings.num_classes = train_source.num_classes
+    return train_source, val_loader
+
+
+def _create_state(
+    settings: Settings, accelerator: Accelerator, train_source: BatchSource
+) -> tuple[TrainState, nn.Module, Schedule]:
+    """Model, average, optimiser and schedule before the first update; and the model as Accelerate wraps it."""
+    model = _create_model(settings, accelerator)
+    ema = Ema(model, settings.ema.decay, settings.ema.warmup) if settings.ema.decay is not None else None
+    optimizer = create_optimizer(model, settings.optim, settings.positions, accelerator.device)
+    per_epoch = len(train_source) / settings.global_batch
+    schedule = Schedule(settings.schedule, settings.optim.lr, settings.epochs, per_epoch, settings.updates)
+    if settings.compile:
+        for compiled in (model, ema.model if ema else None):
+            if compiled is not None:
+                compiled.compile()  # in place, so that no name gets a prefix
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    progress = Progress(
+        schedule.updates, settings.seed, len(train_source), settings.global_batch, accelerator.num_processes
+    )
+    meters = torch.zeros(len(METERS), device=accelerator.device)
+    state = TrainState(progress, model, optimizer, ema, accelerator.scaler, meters, positions_of(model))
+    return state, wrapped, schedule
+
+
+def _prepare_folder(folder: RunFolder, about: dict[str, Any], settings: Settings, update: int | None) -> None:
+    """A new run's folder, or that of one which goes on after `update`."""
+    if update is None:
+        folder.start(**about)
+        return
+    folder.turn_back(update)
+    clean_snapshots(folder.snapshots, settings.snapshots.keep_last, settings.snapshots.keep_every)
+    folder.describe(**about)
 
 
 def _create_model(settings: Settings, accelerator: Accelerator) -> nn.Module:
@@ -176,8 +180,8 @@ def _create_model(settings: Settings, accelerator: Accelerator) -> nn.Module:
     return model
 
 
-def announce(session: Session, resuming: bool) -> None:
-    """Say what is about to run."""
+def _announce(session: Session, resuming: bool) -> None:
+    """Say what is about to run, and write down what a new run was told."""
     settings, progress = session.settings, session.state.progress
     count = sum(p.numel() for p in session.state.model.parameters())
     val_source = cast(BatchSource, session.val_loader.dataset)
@@ -195,3 +199,7 @@ def announce(session: Session, resuming: bool) -> None:
     ]
     rows += remarks(session.train_source, val_source, settings, session.accelerator.device)
     log.info("%s\n%s", "resumed run" if resuming else "new run", table(rows))
+    if not resuming:
+        session.monitor.text("settings", yaml.safe_dump(as_dict(settings), sort_keys=False))
+        session.monitor.text("command", session.about["command"])
+        session.watch.positions(0, session.state.model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
@@ -27,6 +25,7 @@ from common.errors import UserError
 from common.text import shown
 from common.weights import sha256
 from evaluate.cli.claim import claimed, folder_of
+from evaluate.cli.contact_sheet import Cells, contact_sheet
 from evaluate.cli.explain_arguments import distinct_names, find_class, find_images
 from evaluate.cli.options import METHOD, add_compile_option, add_layer_option, add_model_options, add_out_options
 from evaluate.explainers.explain import Maps, explain
@@ -40,7 +39,6 @@ from evaluate.run.options import RunOptions
 from evaluate.run.preflight import misfit_explainers, not_finite, state_digest
 from evaluate.run.processes import start_processes
 
-CELL, LINE, LETTERS = 200, 13, 36  # of the contact sheet: pixels of a picture and of a line, letters in a line
 BATCH, ROWS = 16, 100  # photographs explained at once, and on one contact sheet
 SLOW = 3  # seconds after which an explainer shows that it goes on
 TOLD = "explained.json"
@@ -171,10 +169,6 @@ class ShownBatch(MicroBatch):
         return super().pieces(count, counted, cost)
 
 
-Cells = list[tuple[str, Image.Image]]
-"""Titles and pictures, a row of a contact sheet."""
-
-
 @dataclass(frozen=True)
 class Job:
     """How photographs are explained, and where the results go."""
@@ -276,24 +270,6 @@ def _write_maps(out: Path, called: str, pixels: Tensor, maps: Maps, number: int)
         cells.append((f"{name.replace(',', ', ')}{', constant' * constant}" + (f"\n{note}" if note else ""), picture))
         entries.append({"explainer": name, "array": f"{file}.npy", "constant": constant, "note": note})
     return cells, entries
-
-
-def contact_sheet(rows: Sequence[Sequence[tuple[str, Image.Image]]]) -> Image.Image:
-    """Pictures with a title each, wrapped to their width, a row a photograph."""
-    titles = [["\n".join(_wrapped(title)) for title, _ in cells] for cells in rows]
-    head = LINE * (max(title.count("\n") for row in titles for title in row) + 1) + 4
-    sheet = Image.new("RGB", (CELL * max(map(len, rows)), (CELL + head) * len(rows)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for y, cells in enumerate(rows):
-        for x, (_, picture) in enumerate(cells):
-            left, top = x * CELL, y * (CELL + head)
-            draw.multiline_text((left + 4, top + 2), titles[y][x], fill="black", spacing=1)
-            sheet.paste(picture.resize((CELL - 4, CELL - 4), Image.Resampling.BICUBIC), (left + 2, top + head))
-    return sheet
-
-
-def _wrapped(title: str) -> list[str]:
-    return [part for line in title.split("\n") for part in textwrap.wrap(line, LETTERS)]
 
 
 def _top5(logits: Tensor, names: Sequence[str]) -> list[tuple[float, int, str]]:
