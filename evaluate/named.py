@@ -77,7 +77,7 @@ class Registry(Mapping[str, N]):
         self._entries: dict[str, N] = {}
         for entry in entries:
             if entry.name in self._entries:
-                raise ValueError(f"two entries called {entry.name}, each a(n) {kind}")
+                raise ValueError(f"{kind} {entry.name}: two entries of that name")
             self._entries[entry.name] = entry
 
     def __getitem__(self, name: str) -> N:

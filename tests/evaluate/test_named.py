@@ -37,7 +37,7 @@ def test_an_entry_tells_its_first_line_and_what_its_caller_does_not_give():
 
 def test_a_registry_keeps_the_order_and_takes_each_name_once():
     assert list(TOOLS) == ["stretch", "fold"] and len(TOOLS) == 2
-    with pytest.raises(ValueError, match="stretch"):
+    with pytest.raises(ValueError, match="tool stretch: two"):
         Registry("tool", [STRETCH, STRETCH])
 
 

@@ -243,6 +243,15 @@ def test_what_is_said_of_each_explainer():
     assert "not verified against the paper" in EXPLAINERS["conceptor_cam"].summary
 
 
+def test_the_human_map_of_another_image_is_shown_as_it_is_given_and_never_made_up(pooled_net, images):
+    with pytest.raises(UserError, match="needs human maps"):
+        explain(pooled_net, images, methods="other_human")
+    given = torch.rand(3, 7, 7, generator=torch.Generator().manual_seed(0))
+    maps = explain(pooled_net, images, methods=["other_human", "centre"], size="own", other_human=given)
+    assert torch.equal(maps["other_human"], given)
+    assert "other_human" not in maps.seconds and "centre" in maps.seconds  # what is given takes no time
+
+
 def test_memory_does_not_grow(pooled_net, images):
     names = list(EVERY)
 
