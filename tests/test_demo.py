@@ -15,6 +15,7 @@ from common.surgery import position_groups
 from evaluate import explain
 from evaluate.cli.main import main
 from evaluate.data.scenes import ScenesData
+from evaluate.explainers.registry import EXPLAINERS
 from evaluate.maps.ranks import spearman
 from evaluate.network.subject import load_subject
 from evaluate.run.measure import measure
@@ -49,7 +50,7 @@ def test_the_card_holds_against_a_fresh_evaluation(name, scores):
 def baselines():
     """Grad-CAM alignment of the untrained network, and of the trained one with the next scene's human map."""
     data, found = ScenesData(64), {}
-    options = RunOptions(("grad_cam",), workers=0)
+    options = RunOptions(EXPLAINERS.choose("grad_cam"), workers=0)
     for name, folder in CHECKPOINTS.items():
         rows = [
             row for batch in measure(load_subject("untrained", name), data, range(1000), options) for row in batch.rows

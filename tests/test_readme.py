@@ -10,8 +10,6 @@ import torch
 from common.models.zoo import create_model
 from evaluate.cli import explain as photographs
 from evaluate.cli.main import parser
-from evaluate.explainers.registry import parse_method
-from evaluate.metrics.registry import parse_measure
 from train.configure import load_settings
 from train.usage import usage
 
@@ -39,8 +37,7 @@ def test_every_command_is_understood(line: str, tmp_path: Path) -> None:
     elif "-m evaluate explain" in line:
         photographs.parser().parse_args(words_after(line, "-m evaluate explain"))
     else:
-        args = parser().parse_args(words_after(line, "-m evaluate"))
-        assert all(parse_method(text) for text in args.explainer) and all(parse_measure(text) for text in args.metric)
+        parser().parse_args(words_after(line, "-m evaluate"))
 
 
 def test_commands_were_found() -> None:

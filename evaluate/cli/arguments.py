@@ -6,13 +6,20 @@ from pathlib import Path
 
 from common.arguments import Adding, ArgumentParser
 from common.workers import MOST
-from evaluate.cli.options import METHOD, add_compile_option, add_layer_option, add_model_options, add_out_options
+from evaluate.cli.options import (
+    METHOD,
+    add_compile_option,
+    add_explainer_option,
+    add_layer_option,
+    add_model_options,
+    add_out_options,
+)
 from evaluate.data.registry import DATA_SETS
-from evaluate.explainers.registry import EXPLAINERS, with_warning
+from evaluate.explainers.registry import EXPLAINERS
 from evaluate.maps.frames import PROTOCOLS
 from evaluate.metrics.registry import MEASURES
-from evaluate.rows import OTHER_HUMAN
-from evaluate.studies.paper import STUDIES
+from evaluate.run.options import DEFAULT_EXPLAINERS
+from evaluate.studies.registry import STUDIES
 
 CKPT_HELP = (
     "folder written by train; .pth/.pth.tar/.safetensors file (with --model); zenodo:NAME; timm:TAG; "
@@ -38,7 +45,8 @@ def parser() -> ArgumentParser:
     named = f"{CKPT_HELP}. NAME=CKPT gives it a name for tables, --model and --compare"
     what.add_argument("--ckpt", nargs="+", action=Adding, default=[], metavar="[NAME=]CKPT", help=named)
     add_model_options(what, "+")
-    what.add_argument("--study", choices=STUDIES, help="every model of the study instead of --ckpt, plain against DCLS")
+    study = "every model of the study instead of --ckpt, plain against DCLS"
+    what.add_argument("--study", type=STUDIES.find, metavar=f"{{{','.join(STUDIES)}}}", help=study)
     what.add_argument("--weights-dir", type=Path, help="--study: folder of weight files to take before any download")
     what.add_argument("--dry-run", action="store_true", help="--study: print what would be downloaded and computed")
     what.add_argument("--data", choices=DATA_SETS, default="clickme", help="default: %(default)s")
@@ -46,15 +54,13 @@ def parser() -> ArgumentParser:
     what.add_argument("--labels", type=Path, help="imagefolder: CSV with columns file, label (no class folders)")
     what.add_argument("--limit", type=int, help="a seeded random subset of so many images; scores are marked partial")
     how = p.add_argument_group("how")
-    default = ["grad_cam", "threshold_grad_cam"]
-    known = f"default: {' '.join(default)}; there are {', '.join(map(with_warning, EXPLAINERS))}, {OTHER_HUMAN}"
-    how.add_argument("--explainer", nargs="+", action=Adding, metavar=METHOD, default=default, help=known)
+    add_explainer_option(how, list(DEFAULT_EXPLAINERS.values()), EXPLAINERS)
     protocols = "default: paper (with --study both)"
     how.add_argument("--protocol", nargs="+", action=Adding, choices=PROTOCOLS, default=[], help=protocols)
     add_layer_option(how)
     how.add_argument("--target", choices=("label", "predicted"), default="label", help="class that is explained")
-    further = f"further measures of each explainer: {', '.join(MEASURES)}"
-    how.add_argument("--metric", nargs="+", action=Adding, default=[], metavar=METHOD, help=further)
+    further = f"further metrics of each explainer: {', '.join(MEASURES)}"
+    how.add_argument("--metric", nargs="+", action=Adding, type=MEASURES.find, default=[], metavar=METHOD, help=further)
     how.add_argument("--micro-batch", type=int, help="images at once where many passes are needed; adapts to memory")
     pair = "paired comparison of two checkpoints by their names in the table, B minus A; repeatable"
     how.add_argument("--compare", nargs=2, action="append", default=[], metavar=("A", "B"), help=pair)

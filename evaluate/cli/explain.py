@@ -27,10 +27,18 @@ from common.weights import sha256
 from evaluate.cli.claim import claimed, folder_of
 from evaluate.cli.contact_sheet import Cells, contact_sheet
 from evaluate.cli.explain_arguments import distinct_names, find_class, find_images
-from evaluate.cli.options import METHOD, add_compile_option, add_layer_option, add_model_options, add_out_options
+from evaluate.cli.options import (
+    add_compile_option,
+    add_explainer_option,
+    add_layer_option,
+    add_model_options,
+    add_out_options,
+)
 from evaluate.explainers.explain import Maps, explain
-from evaluate.explainers.registry import EXPLAINERS, parse_method, with_warning
+from evaluate.explainers.explainer import Explainer
+from evaluate.explainers.registry import EXPLAINERS
 from evaluate.maps.overlays import overlay, to_image
+from evaluate.named import Chosen
 from evaluate.network.micro_batch import MicroBatch
 from evaluate.network.requests import labels, read_requests
 from evaluate.network.subject import Subject
@@ -52,8 +60,8 @@ def parser() -> ArgumentParser:
     p.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a file, or a folder of them")
     p.add_argument("--ckpt", action=Adding, default=[], metavar="CKPT", help="as of python -m evaluate")
     add_model_options(p)
-    known = f"default: grad_cam; there are {', '.join(map(with_warning, EXPLAINERS))}"
-    p.add_argument("--explainer", nargs="+", action=Adding, default=["grad_cam"], metavar=METHOD, help=known)
+    from_images = [name for name, explainer in EXPLAINERS.items() if not explainer.needs]
+    add_explainer_option(p, [EXPLAINERS.find("grad_cam")], from_images)
     target = "class that is explained, by its index or its name (default: the predicted class)"
     p.add_argument("--target", metavar="CLASS", help=target)
     add_layer_option(p)
@@ -74,8 +82,6 @@ def main(argv: Sequence[str]) -> int:
         UserError: a photograph, the checkpoint or the class is not there, or nothing of what was asked for can be done.
     """
     args = parser().parse_args(argv)
-    for text in args.explainer:
-        parse_method(text)
     if args.micro_batch is not None and not 1 <= args.micro_batch <= 2**20:
         raise UserError(f"--micro-batch {args.micro_batch}: must be at least 1 and at most {2**20:,}")
     if len(args.ckpt) != 1:
@@ -87,12 +93,13 @@ def main(argv: Sequence[str]) -> int:
     names = names_of_classes(subject.num_classes, subject.classes)
     target = None if args.target is None else find_class(args.target, subject.num_classes, names)
     subject.to(device)
-    options = RunOptions(tuple(dict.fromkeys(args.explainer)), device=device, layer=args.layer, compile=args.compile)
+    asked = {chosen.label: chosen for chosen in args.explainer}
+    options = RunOptions(asked, device=device, layer=args.layer, compile=args.compile)
     if reason := not_finite(subject, options):
         raise UserError(reason)
-    misfits = misfit_explainers(subject, options.explainers, options)
+    misfits = misfit_explainers(subject, asked, options)
     lacking = [f"{name}: {reason}" for name, reason in misfits.items()]
-    explainers = [name for name in options.explainers if name not in misfits]
+    explainers = {label: chosen for label, chosen in asked.items() if label not in misfits}
     if not explainers:
         raise UserError("\n  ".join(lacking))
     question = _question(subject, files, options, target)
@@ -126,7 +133,7 @@ def _question(subject: Subject, files: Mapping[str, Path], options: RunOptions, 
         "model": subject.model_name,
         "transform": str(subject.transform),
         "images": [f"{path.resolve()} {sha256(path)[:16]}" for path in files.values()],
-        "explainers": options.explainers,
+        "explainers": list(options.explainers),
         "target": target,
         "layer": options.layer,
         "compile": options.compile,
@@ -134,7 +141,7 @@ def _question(subject: Subject, files: Mapping[str, Path], options: RunOptions, 
     }
 
 
-def _written(files: Collection[str], explainers: Sequence[str]) -> list[str]:
+def _written(files: Collection[str], explainers: Collection[str]) -> list[str]:
     """Files that may be written."""
     stems = [_stem(file, explainer) for file in files for explainer in explainers]
     sheets = [_sheet(start) for start in range(0, len(files), ROWS)]
@@ -174,7 +181,7 @@ class Job:
     """How photographs are explained, and where the results go."""
 
     subject: Subject
-    explainers: list[str]
+    explainers: Mapping[str, Chosen[Explainer]]
     options: RunOptions
     target: int | None
     """Class that is explained; None: the predicted one."""

@@ -20,19 +20,17 @@ from evaluate.data.folder import FolderData
 from evaluate.data.interface import EvalData
 from evaluate.data.registry import DATA_SETS
 from evaluate.data.scenes import ScenesData
-from evaluate.explainers.registry import parse_method
-from evaluate.maps.frames import PROTOCOLS
-from evaluate.metrics.registry import parse_measure
 from evaluate.network.micro_batch import MicroBatch
 from evaluate.network.requests import Checkpoints, Request, read_requests
 from evaluate.network.subject import Subject
-from evaluate.rows import COLUMNS, OTHER_HUMAN
+from evaluate.rows import COLUMNS
 from evaluate.run.engine import evaluate_plans
 from evaluate.run.identity import run_question
 from evaluate.run.options import RunOptions
 from evaluate.run.preflight import make_plans
 from evaluate.run.processes import Processes, default_workers, start_processes
-from evaluate.studies.paper import STUDIES, study_pairs, study_plan, study_requests
+from evaluate.studies.registry import STUDIES
+from evaluate.studies.study import plan_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(args)
     requests, pairs = _requests(args)
     if args.dry_run:
-        print(study_plan(requests, args.data_root))
+        print(plan_of(requests, args.data_root))
         return 0
     checkpoints = Checkpoints(requests, args.seed)
     for name in (name for pair in pairs for name in pair):
@@ -67,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     question = run_question(plans, options, args.limit, args.seed)
     first, *others = checkpoints.requests
-    called = args.study or first + f"-and-{len(others)}-more" * bool(others)
+    called = args.study.label if args.study else first + f"-and-{len(others)}-more" * bool(others)
     out = args.out or folder_of(question, called, args.data)
     claim = claimed(
         out,
@@ -96,17 +94,17 @@ def _command() -> str:
 
 
 def _options(args: argparse.Namespace, processes: Processes) -> RunOptions:
-    protocols = args.protocol or (list(PROTOCOLS) if args.study else ["paper"])
+    protocols = args.protocol or (args.study.entry.protocols if args.study else ["paper"])
     return RunOptions(
-        tuple(dict.fromkeys(args.explainer)),
-        tuple(dict.fromkeys(protocols)),
-        tuple(dict.fromkeys(args.metric)),
-        args.batch_size or (8 if processes.device.type == "cpu" else 32),
-        default_workers(processes.device) if args.workers is None else args.workers,
-        args.precision == "bf16",
-        args.compile,
-        processes.device,
-        MicroBatch(args.micro_batch, processes.device),
+        explainers={chosen.label: chosen for chosen in args.explainer},
+        protocols=tuple(dict.fromkeys(protocols)),
+        measures={chosen.label: chosen for chosen in args.metric},
+        batch_size=args.batch_size or (8 if processes.device.type == "cpu" else 32),
+        workers=default_workers(processes.device) if args.workers is None else args.workers,
+        bf16=args.precision == "bf16",
+        compile=args.compile,
+        device=processes.device,
+        micro_batch=MicroBatch(args.micro_batch, processes.device),
         skip_bad=args.skip_bad,
         layer=args.layer,
         target=args.target,
@@ -114,13 +112,9 @@ def _options(args: argparse.Namespace, processes: Processes) -> RunOptions:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for text in args.explainer:
-        if text != OTHER_HUMAN:
-            parse_method(text)
-    for text in args.metric:
-        parse_measure(text)
-        if text in COLUMNS.names:
-            raise UserError(f"--metric {text}: rows with human maps have it already, for each protocol; leave it out")
+    for label in (chosen.label for chosen in args.metric):
+        if label in COLUMNS.names:
+            raise UserError(f"--metric {label}: rows with human maps have it already, for each protocol; leave it out")
     for name, (least, most) in BOUNDS.items():
         if (value := getattr(args, name)) is not None and not least <= value <= most:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least} and at most {most:,}")
@@ -134,8 +128,8 @@ def _check(args: argparse.Namespace) -> None:
     if not DATA_SETS[args.data].has_human_maps:
         if args.compare:
             raise UserError(f"--compare compares alignment with human maps, which --data {args.data} has none of")
-        if OTHER_HUMAN in args.explainer:
-            raise UserError(f"--explainer {OTHER_HUMAN} needs human maps, which --data {args.data} has none of")
+        for label in (chosen.label for chosen in args.explainer if "human" in chosen.entry.needs):
+            raise UserError(f"--explainer {label} needs human maps, which --data {args.data} has none of")
     for entry in ("config.yaml", "snapshots"):
         if args.out is not None and (args.out / entry).exists():
             raise UserError(f"--out {args.out} holds a training run ({entry}); take another folder for the results")
@@ -153,7 +147,8 @@ def _check(args: argparse.Namespace) -> None:
 def _requests(args: argparse.Namespace) -> tuple[list[Request], list[tuple[str, str]]]:
     pairs = [(first, second) for first, second in args.compare]
     if args.study:
-        return study_requests(args.weights_dir), pairs or study_pairs()
+        study = args.study.entry
+        return study.function(args.weights_dir, **args.study.parameters), pairs or list(study.pairs)
     return read_requests(args.ckpt, args.model, args.model_arg), pairs
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.arguments import Adding
+from evaluate.explainers.explainer import Explainer
+from evaluate.explainers.registry import EXPLAINERS, with_warning
+from evaluate.named import Chosen
 
 METHOD = "NAME[:KEY=VALUE,...]"
 
@@ -28,6 +32,14 @@ def add_model_options(parser: Any, nargs: str | None = None) -> None:
         metavar="[NAME:]KEY=VALUE",
         help="of --model. A weight file does not tell all of its architecture: weights from TensorFlow, say, need "
         "pad_type=same, and without it they load, classify nearly as well, and have other saliency maps",
+    )
+
+
+def add_explainer_option(parser: Any, default: Sequence[Chosen[Explainer]], known: Iterable[str]) -> None:
+    """Add `--explainer` to a parser or a group of one, of which the help names those that are `known`."""
+    told = f"default: {' '.join(chosen.label for chosen in default)}; there are {', '.join(map(with_warning, known))}"
+    parser.add_argument(
+        "--explainer", nargs="+", action=Adding, type=EXPLAINERS.find, default=default, metavar=METHOD, help=told
     )
 
 

@@ -51,7 +51,7 @@ class Run:
 
 def files_of_run(checkpoints: Sequence[str], options: RunOptions) -> list[str]:
     """Files and folders that a run may write into its folder."""
-    figures = figure_files(options.explainers, options.protocols, checkpoints, options.measures)
+    figures = figure_files(list(options.explainers), options.protocols, checkpoints, list(options.measures))
     events = [f"tensorboard/{file_name(name)}" for name in checkpoints]
     return [*FILES, *(f"figures/{name}" for name in figures), *events]
 
@@ -62,7 +62,7 @@ def write_results(
     """Scores, comparisons, pictures, report: on the main process, once every row is there."""
     groups: dict[GroupKey, Group] = {}
     for store in result.stores:
-        groups |= collect(store.tables(), options.measures)
+        groups |= collect(store.tables(), list(options.measures))
     scores = make_scores(groups, result.checkpoints, _facts(run, options, result), result.data.ceiling, run.seed)
     notes = {name: about["explainer_notes"] for name, about in result.checkpoints.items()}
     comparisons = judged_pairs(groups, run.pairs, scores, notes, result.data.ceiling, run.seed)

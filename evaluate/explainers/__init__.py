@@ -4,8 +4,9 @@ Defaults follow the authors' code where there is one; where they do not, or othe
 name, the docstring says how far apart the two are.
 """
 
-from evaluate.explainers.registry import EXPLAINERS, Explainer, parse_method, with_warning
+from evaluate.explainers.explainer import Explainer
+from evaluate.explainers.registry import EXPLAINERS, with_warning
 from evaluate.network.micro_batch import MicroBatch
 from evaluate.network.query import Query
 
-__all__ = ["EXPLAINERS", "Explainer", "MicroBatch", "Query", "parse_method", "with_warning"]
+__all__ = ["EXPLAINERS", "Explainer", "MicroBatch", "Query", "with_warning"]

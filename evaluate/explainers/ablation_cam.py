@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from evaluate.explainers.explainer import SIGNED, Explainer
 from evaluate.network.query import Query
 
 
@@ -40,3 +41,6 @@ def ablation_cam(query: Query, relu: bool = True) -> Tensor:
     weights = torch.where(score != 0, (score - without) / score, 0)
     signed = torch.einsum("bc,bchw->bhw", weights, features)
     return signed.relu() if relu else signed
+
+
+ENTRIES = (Explainer("ablation_cam", ablation_cam, "perturbation", SIGNED),)

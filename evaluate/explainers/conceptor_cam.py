@@ -29,6 +29,7 @@ from torch import Tensor
 from common.errors import UserError
 from evaluate.explainers import grad_cam, grad_cam_pp, xgrad_cam
 from evaluate.explainers.conceptor import conceptor, conjunction, correlation, negation
+from evaluate.explainers.explainer import SIGNED, Explainer
 from evaluate.maps.arithmetic import min_max
 from evaluate.network.layout import zero_where_broken
 
@@ -107,3 +108,15 @@ def _evidence(states: Tensor, positive: Tensor, negative: Tensor, rank: int, ape
     if scale > 0:
         plus, minus = plus / scale, minus / scale
     return conjunction(conceptor(plus, aperture), negation(conceptor(minus, aperture)))
+
+
+ENTRIES = (
+    Explainer(
+        "conceptor_cam",
+        conceptor_cam,
+        "gradient",
+        SIGNED,
+        verified=False,
+        note="reconstruction: not verified against the paper",
+    ),
+)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from common.errors import UserError
+from evaluate.explainers.explainer import Explainer
 from evaluate.network.query import Query
 
 
@@ -42,3 +44,22 @@ def fake_cam(query: Query) -> Tensor:
     maps = torch.ones(batch, height, width, device=query.images.device)
     maps[:, 0, 0] = 0
     return maps
+
+
+def other_human(query: Query) -> Tensor:
+    """The human map of another image, (B, S, S): it knows where people look, but not in this image.
+
+    Raises:
+        UserError: no human maps are given.
+    """
+    if query.other_human is None:
+        raise UserError("other_human needs human maps, and none are given")
+    return query.other_human
+
+
+ENTRIES = (
+    Explainer("random", random_map, "control", at_layer=False, note="control: explains nothing"),
+    Explainer("centre", centre, "control", at_layer=False, note="control: explains nothing"),
+    Explainer("fake_cam", fake_cam, "control", at_layer=False, note="control: hides nothing"),
+    Explainer("other_human", other_human, "control", at_layer=False, needs=("human",)),
+)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from evaluate.explainers.explainer import SIGNED, Explainer
 from evaluate.network.layout import zero_where_broken
 
 
@@ -42,3 +43,6 @@ def eigen_cam(features: Tensor, gradients: Tensor | None = None, centre: bool = 
         agreement = projection.sum(1, keepdim=True)
     signed = torch.where(agreement < 0, -projection, projection).to(features.dtype).unflatten(1, features.shape[2:])
     return signed.relu() if relu else signed
+
+
+ENTRIES = (Explainer("eigen_cam", eigen_cam, "gradient", SIGNED, note="knows no class"),)

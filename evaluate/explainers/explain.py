@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
 from common.models.transform import ModelTransform
-from evaluate.explainers.registry import Explainer, checked_method, parse_method
+from evaluate.explainers.explainer import Explainer
+from evaluate.explainers.registry import EXPLAINERS
 from evaluate.maps.arithmetic import min_max, resize_saliency
 from evaluate.maps.frames import is_constant
+from evaluate.named import Asked
 from evaluate.network.micro_batch import MicroBatch
 from evaluate.network.passes import uncompiled
 from evaluate.network.query import Query
@@ -23,9 +25,6 @@ from evaluate.network.targets import Targets
 Form = Literal["defined", "raw", "relu", "normalised"]
 """defined: the method's own map; raw: signed and unscaled where it has such a form; relu: the positive part of the
 defined map; normalised: the defined map scaled to 0..1 (a constant map becomes 0)."""
-
-Methods = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
-"""Names, each `NAME` or `NAME:KEY=VALUE,...`, or names with their parameters."""
 
 
 class Maps(dict[str, Tensor]):
@@ -51,7 +50,7 @@ def explain(
     model: nn.Module,
     images: Tensor,
     targets: Targets = None,
-    methods: Methods = "grad_cam",
+    methods: Asked[Explainer] = "grad_cam",
     *,
     layer: str | None = None,
     size: tuple[int, int] | Literal["image", "own"] = "image",
@@ -61,6 +60,7 @@ def explain(
     bf16: bool = False,
     seed: int = 0,
     image_keys: Sequence[int] | None = None,
+    other_human: Tensor | None = None,
 ) -> Maps:
     """Explain a batch.
 
@@ -72,7 +72,7 @@ def explain(
         images: (B, 3, H, W), normalised as the model wants.
         targets: (B,) class indices; one class, function of the logits or None (the predicted class) per image;
             or a single one for all.
-        methods: see `Methods` and `EXPLAINERS`. All gradient explainers share one pass.
+        methods: see `evaluate.named.Asked` and `EXPLAINERS`. All gradient explainers share one pass.
         layer: name of the layer to explain; None: the last feature map, of class-token transformers the last
             block's first norm.
         size: of the maps, bilinear: (height, width), `image`, or `own` - the layer's or image's, as it comes.
@@ -85,6 +85,7 @@ def explain(
         seed: of the random methods.
         image_keys: a number for each image, such as its index in a data set, on which what is drawn for it depends;
             None: taken from its pixels.
+        other_human: (B, S, S) human maps of other images, which the control of that name needs.
 
     Returns:
         `Maps`, a dict {method as it was given: (B, H, W)}.
@@ -93,7 +94,7 @@ def explain(
         UserError: unknown method, parameter or layer; a model or layer that gives no map.
         ValueError: targets or images of a wrong shape.
     """
-    chosen = _choose(methods)
+    chosen = EXPLAINERS.choose(methods)
     if form not in ("defined", "raw", "relu", "normalised"):
         raise UserError(f"form {form!r}; take defined, raw, relu or normalised")
     if isinstance(micro_batch, int) or micro_batch is None:
@@ -102,16 +103,17 @@ def explain(
         images = images.clone() if images.is_inference() else images.detach()
         if isinstance(targets, Tensor) and targets.is_inference():
             targets = targets.clone()
-        query = Query(model, images, targets, layer, transform, micro_batch, bf16, seed, image_keys)
+        query = Query(model, images, targets, layer, transform, micro_batch, bf16, seed, image_keys, other_human)
         start = _now(images.device)
-        if any(explainer.at_layer for explainer, _ in chosen.values()):
+        if any(one.entry.at_layer for one in chosen.values()):
             _ = query.activations  # first, as the logits come with it
         maps = Maps(query.logits)
         _ = query.targets  # wrong ones are told, whatever the methods
         end = _now(images.device)
         maps.shared_seconds = end - start
-        for label, (explainer, parameters) in chosen.items():
-            given = {**explainer.raw, **parameters} if form == "raw" else parameters
+        for label, one in chosen.items():
+            explainer = one.entry
+            given = {**explainer.raw, **one.parameters} if form == "raw" else one.parameters
             query.notes = [explainer.note] if explainer.note else []
             found, degenerate = _flag(explainer(query, **given).detach().float())
             maps.explainers[label], maps.degenerate[label] = explainer, degenerate
@@ -119,7 +121,8 @@ def explain(
                 maps.notes[label] = "; ".join(query.notes)
             maps[label] = _resize(_form(found, form), size, images)
             start, end = end, _now(images.device)
-            maps.seconds[label] = end - start
+            if not explainer.needs:  # what is given took none
+                maps.seconds[label] = end - start
     return maps
 
 
@@ -128,14 +131,6 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _choose(methods: Methods) -> dict[str, tuple[Explainer, dict[str, Any]]]:
-    if isinstance(methods, str):
-        methods = [methods]
-    if isinstance(methods, Mapping):
-        return {name: checked_method(name, dict(parameters)) for name, parameters in methods.items()}
-    return {text: parse_method(text) for text in methods}
 
 
 @contextmanager

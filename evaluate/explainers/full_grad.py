@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from evaluate.explainers.explainer import Explainer
 from evaluate.network.layout import full
 from evaluate.network.query import Query
 
@@ -123,3 +124,6 @@ def full_grad(query: Query, align_corners: bool = True) -> Tensor:
         return total
 
     return query.micro_batch.run(len(query.images), work, cost=4)
+
+
+ENTRIES = (Explainer("full_grad", full_grad, "image gradient", at_layer=False),)

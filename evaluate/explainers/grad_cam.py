@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from evaluate.explainers.explainer import SIGNED, Explainer
+
 
 def channel_weights(gradients: Tensor) -> Tensor:
     """Spatial mean of the gradient, the weight of each channel: (B, C, h, w) -> (B, C, 1, 1)."""
@@ -23,3 +25,6 @@ def grad_cam(features: Tensor, gradients: Tensor, relu: bool = True) -> Tensor:
     """
     signed = (channel_weights(gradients) * features).mean(1)
     return signed.relu() if relu else signed
+
+
+ENTRIES = (Explainer("grad_cam", grad_cam, "gradient", SIGNED),)

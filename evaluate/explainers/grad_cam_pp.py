@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from evaluate.explainers.explainer import SIGNED, Explainer
 
 
 def channel_weights(features: Tensor, gradients: Tensor, form: str = "official", eps: float = 1e-6) -> Tensor:
@@ -49,3 +50,6 @@ def grad_cam_pp(
     """
     signed = (channel_weights(features, gradients, form, eps) * features).sum(1)
     return signed.relu() if relu else signed
+
+
+ENTRIES = (Explainer("grad_cam_pp", grad_cam_pp, "gradient", SIGNED),)

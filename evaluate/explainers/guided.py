@@ -6,6 +6,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.guided_relu import GuidedReLU
+from evaluate.explainers.explainer import SUM, Explainer
 from evaluate.explainers.grad_cam import grad_cam
 from evaluate.explainers.input_gradient import batched_gradient, reduce_colours
 from evaluate.network.query import Query
@@ -61,3 +62,10 @@ def guided_grad_cam(query: Query, reduce: str = "max_abs") -> Tensor:
     """
     coarse = query.upsample(grad_cam(query.features, query.gradients))
     return reduce_colours(_guided_gradient(query) * coarse[:, None], reduce)
+
+
+_NEEDS = "needs a network of ReLUs"
+ENTRIES = (
+    Explainer("guided_backprop", guided_backprop, "image gradient", SUM, at_layer=False, note=_NEEDS),
+    Explainer("guided_grad_cam", guided_grad_cam, "image gradient", SUM, note=_NEEDS),
+)

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from evaluate.explainers.explainer import SIGNED, Explainer
+
 
 def hires_cam(features: Tensor, gradients: Tensor, relu: bool = True) -> Tensor:
     """ReLU(sum over channels of g A, element by element).
@@ -19,3 +21,6 @@ def hires_cam(features: Tensor, gradients: Tensor, relu: bool = True) -> Tensor:
     """
     signed = (gradients * features).sum(1)
     return signed.relu() if relu else signed
+
+
+ENTRIES = (Explainer("hires_cam", hires_cam, "gradient", SIGNED),)

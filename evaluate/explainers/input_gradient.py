@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from evaluate.explainers.explainer import SUM, Explainer
 from evaluate.network.layout import full
 from evaluate.network.query import Query
 
@@ -62,3 +63,6 @@ def input_gradient(query: Query, reduce: str = "max_abs") -> Tensor:
         (B, H, W) at the image's resolution.
     """
     return reduce_colours(batched_gradient(query), reduce)
+
+
+ENTRIES = (Explainer("input_gradient", input_gradient, "image gradient", SUM, at_layer=False),)

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from evaluate.explainers.explainer import SIGNED, Explainer
+
 
 def layer_cam(features: Tensor, gradients: Tensor, relu: bool = True) -> Tensor:
     """ReLU(sum over channels of ReLU(g) A, element by element).
@@ -17,3 +19,6 @@ def layer_cam(features: Tensor, gradients: Tensor, relu: bool = True) -> Tensor:
     """
     signed = (gradients.relu() * features).sum(1)
     return signed.relu() if relu else signed
+
+
+ENTRIES = (Explainer("layer_cam", layer_cam, "gradient", SIGNED),)

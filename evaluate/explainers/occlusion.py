@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from evaluate.explainers.explainer import Explainer
 from evaluate.network.query import Query, Substrate
 
 
@@ -63,3 +64,6 @@ def _between(length: int, first: Tensor, end: Tensor) -> Tensor:
     """(n, length), True from each `first` up to but without its `end`."""
     place = torch.arange(length, device=first.device)
     return (place >= first[:, None]) & (place < end[:, None])
+
+
+ENTRIES = (Explainer("occlusion", occlusion, "perturbation", at_layer=False),)

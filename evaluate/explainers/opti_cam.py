@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from evaluate.explainers.explainer import Explainer
 from evaluate.maps.arithmetic import min_max
 from evaluate.network.query import Query, Substrate
 
@@ -135,3 +136,6 @@ def _maximise(
         if len(active) == 0:
             break
     return u.detach()
+
+
+ENTRIES = (Explainer("opti_cam", opti_cam, "optimisation"),)

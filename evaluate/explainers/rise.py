@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from evaluate.explainers.explainer import Explainer
 from evaluate.network.query import Query, Substrate
 
 
@@ -87,3 +88,6 @@ def rise(query: Query, masks: int = 4000, cells: int = 8, keep: float = 0.5, sub
         probability = query.score_perturbed(len(part) * batch, perturb, probability=True).view(len(part), batch)
         saliency += torch.einsum("nb,nhw->bhw", probability, part.to(probability.dtype))
     return saliency / (masks * keep)
+
+
+ENTRIES = (Explainer("rise", rise, "perturbation", at_layer=False),)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from evaluate.explainers.explainer import SIGNED, Explainer
 from evaluate.maps.arithmetic import min_max
 from evaluate.network.query import Query, Substrate
 
@@ -57,3 +58,6 @@ def score_cam(
         weights = torch.where(maps.amin((1, 2)) < maps.amax((1, 2)), scores.flatten(), 0).view(batch, channels)
     signed = torch.einsum("bc,bchw->bhw", weights, features)
     return signed.relu() if relu else signed
+
+
+ENTRIES = (Explainer("score_cam", score_cam, "perturbation", SIGNED),)

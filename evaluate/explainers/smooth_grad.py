@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from evaluate.explainers.explainer import Explainer
 from evaluate.explainers.input_gradient import image_gradient, reduce_colours
 from evaluate.network.query import Query
 
@@ -49,3 +50,8 @@ def smooth_grad(
         gradient = query.micro_batch.run(len(images), work, cost=4)
         total += gradient**2 if magnitude else gradient
     return reduce_colours(total / samples, reduce)
+
+
+ENTRIES = (
+    Explainer("smooth_grad", smooth_grad, "image gradient", {"reduce": "sum", "magnitude": False}, at_layer=False),
+)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from evaluate.explainers.explainer import Explainer
 from evaluate.explainers.grad_cam import channel_weights
 
 
@@ -48,3 +49,10 @@ def threshold_grad_cam(
     else:
         raise UserError(f"threshold_grad_cam: normalisation {normalisation!r}; take min_max, max or none")
     return scaled.clamp(min=threshold)
+
+
+ENTRIES = (
+    Explainer(
+        "threshold_grad_cam", threshold_grad_cam, "gradient", {"normalisation": "none", "threshold": float("-inf")}
+    ),
+)

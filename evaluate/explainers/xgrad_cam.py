@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from evaluate.explainers.explainer import SIGNED, Explainer
+
 
 def channel_weights(features: Tensor, gradients: Tensor, eps: float = 1e-6) -> Tensor:
     """Weight of each channel: sum(g A) / (sum(A) + eps) over positions, (B, C, 1, 1)."""
@@ -24,3 +26,6 @@ def xgrad_cam(features: Tensor, gradients: Tensor, eps: float = 1e-6, relu: bool
     """
     signed = (channel_weights(features, gradients, eps) * features).sum(1)
     return signed.relu() if relu else signed
+
+
+ENTRIES = (Explainer("xgrad_cam", xgrad_cam, "gradient", SIGNED),)

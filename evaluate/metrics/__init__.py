@@ -5,7 +5,8 @@ Defaults follow the authors' code where there is one; where they do not, the doc
 
 from evaluate.maps.boxes import boxes_in_view
 from evaluate.metrics.case import Case
-from evaluate.metrics.registry import MEASURES, Measure, Result, measure_case, parse_measure
+from evaluate.metrics.measure import Measure, Result
+from evaluate.metrics.registry import MEASURES, measure_case
 
 __all__ = [
     "MEASURES",
@@ -14,5 +15,4 @@ __all__ = [
     "Result",
     "boxes_in_view",
     "measure_case",
-    "parse_measure",
 ]

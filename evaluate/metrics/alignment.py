@@ -12,6 +12,7 @@ from common.errors import UserError
 from evaluate.maps import ranks
 from evaluate.maps.arithmetic import dice_of, iou_of, min_max, top_share
 from evaluate.metrics.case import Case
+from evaluate.metrics.measure import Measure
 
 
 def _human(case: Case) -> Tensor:
@@ -63,3 +64,11 @@ def human_energy(case: Case) -> Tensor:
         (B,) in 0..1, NaN for a constant map.
     """
     return (case.saliency * min_max(_human(case))).sum((1, 2)) / case.saliency.sum((1, 2))
+
+
+ENTRIES = (
+    Measure("spearman", spearman, "higher", ("human",)),
+    Measure("dice", dice, "higher", ("human",)),
+    Measure("iou", iou, "higher", ("human",)),
+    Measure("human_energy", human_energy, "higher", ("human",)),
+)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from evaluate.metrics.case import Case
+from evaluate.metrics.measure import Measure
 from evaluate.network.query import Substrate
 
 
@@ -44,3 +45,10 @@ def average_gain(case: Case, substrate: Substrate = "black") -> Tensor:
     """
     before, after = case.probabilities(case.targets), case.behind_map(substrate)
     return torch.where(before < 1, 100 * (after - before).relu() / (1 - before).where(before < 1, 1), 0)
+
+
+ENTRIES = (
+    Measure("average_drop", average_drop, "lower"),
+    Measure("average_increase", average_increase, "higher"),
+    Measure("average_gain", average_gain, "higher"),
+)

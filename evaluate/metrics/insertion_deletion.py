@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from evaluate.metrics.case import Case
+from evaluate.metrics.measure import Measure
 from evaluate.network.query import Substrate
 
 
@@ -102,3 +103,9 @@ def insertion(
     if blur_size % 2 == 0:
         raise UserError(f"blur_size {blur_size}; it must be odd")
     return _curve(case, blur(case.images, blur_size, blur_sigma), case.images, step, of)
+
+
+ENTRIES = (
+    Measure("insertion", insertion, "higher", per_image=area, has_curve=True),
+    Measure("deletion", deletion, "lower", per_image=area, has_curve=True),
+)

@@ -20,6 +20,7 @@ from torch import Tensor
 from common.errors import UserError
 from evaluate.maps.boxes import largest_component_box, overlap
 from evaluate.metrics.case import Case
+from evaluate.metrics.measure import Measure
 from evaluate.metrics.pointing import energy_pointing
 
 
@@ -150,3 +151,20 @@ def saliency_metric(case: Case, of: str = "crop", neighbours: int = 4) -> Tensor
         probability = case.probabilities(case.targets)
     values = share.clamp(min=0.05).log() - probability.clamp(min=math.exp(-80)).log()
     return torch.where(share > 0, values, torch.nan)
+
+
+ENTRIES = (
+    Measure("official_metric", official_metric, "lower", ("boxes",)),
+    Measure("localisation_error", localisation_error, "lower", ("boxes",)),
+    Measure("pixel_f1", pixel_f1, "higher", ("objects",)),
+    Measure(
+        "box_accuracy",
+        box_accuracy,
+        "higher",
+        ("boxes",),
+        lambda hits: hits.amax(1).mean(1),
+        of_detail=lambda hits, settings: box_accuracy_of(hits.view(len(hits), -1, len(settings["overlaps"]))),
+        has_curve=True,
+    ),
+    Measure("saliency_metric", saliency_metric, "lower"),
+)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from evaluate.metrics.case import Case
+from evaluate.metrics.measure import Measure
 
 
 def pointing_game(case: Case, tolerance: float = 15.0) -> Tensor:
@@ -55,3 +56,10 @@ def energy_pointing(case: Case) -> Tensor:
 def _where_defined(case: Case, values: Tensor) -> Tensor:
     """NaN without an object in view, and for a constant map."""
     return values.where(case.region.flatten(1).any(1) & ~case.constant, torch.nan)
+
+
+ENTRIES = (
+    Measure("pointing_game", pointing_game, "higher", ("objects",)),
+    Measure("energy_pointing", energy_pointing, "higher", ("objects",)),
+    Measure("standard_pointing", standard_pointing, "higher", ("objects",)),
+)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from evaluate.metrics.case import Case
+from evaluate.metrics.measure import Measure
 
 _NEIGHBOURS = {(y, x): 1 / 6 if 0 in (y, x) else 1 / 12 for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)}
 """Weights of the eight neighbours: 1/6 beside and above, 1/12 diagonally."""
@@ -99,3 +100,6 @@ def road(
 
     after = case.perturbed(batch * count, make, case.targets).view(batch, len(percentages), 2)
     return ((after[:, :, 0] - after[:, :, 1]).mean(1) / 2).where(~case.constant, torch.nan)
+
+
+ENTRIES = (Measure("road", road, "higher"),)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from evaluate.metrics.case import Case
+from evaluate.metrics.measure import Measure
 from evaluate.network.query import Substrate
 
 
@@ -59,3 +60,10 @@ def complexity(case: Case) -> Tensor:
         (B,) in 0..1, NaN for a constant map.
     """
     return case.saliency.mean((1, 2)).where(~case.constant, torch.nan)
+
+
+ENTRIES = (
+    Measure("complexity", complexity, "lower"),
+    Measure("coherency", coherency, "higher", ("explain",)),
+    Measure("max_sensitivity", max_sensitivity, "lower", ("explain",)),
+)

@@ -15,6 +15,7 @@ from evaluate.maps.arithmetic import min_max
 from evaluate.maps.frames import is_constant
 from evaluate.maps.ranks import spearman
 from evaluate.metrics.case import Case
+from evaluate.metrics.measure import Measure
 from evaluate.network.passes import find_layer, uncompiled
 
 OWN = "own"
@@ -154,3 +155,15 @@ def cascading_randomisation(
         alike = SIMILARITIES[similarity](before, after)
         curve.append(alike.where(~is_constant(before) & ~is_constant(after), torch.nan))
     return torch.stack(curve, 1)
+
+
+ENTRIES = (
+    Measure(
+        "cascading_randomisation",
+        cascading_randomisation,
+        "lower",
+        ("explain",),
+        lambda curve: curve.nanmean(1),
+        has_curve=True,
+    ),
+)

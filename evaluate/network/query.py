@@ -48,6 +48,7 @@ class Query:
         seed: of the random methods.
         image_keys: a number for each image, such as its index in a data set, see `generators`; None: taken from
             its pixels.
+        other_human: (B, S, S) human maps of other images, for the control that shows them.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Query:
         bf16: bool = False,
         seed: int = 0,
         image_keys: Sequence[int] | None = None,
+        other_human: Tensor | None = None,
     ) -> None:
         if images.ndim != 4 or not images.is_floating_point():
             raise ValueError(f"images must be normalised floats (B, 3, H, W); got {images.dtype} {tuple(images.shape)}")
@@ -68,7 +70,7 @@ class Query:
         self.bare = uncompiled(model)
         self.asked = targets
         self.micro_batch = micro_batch or MicroBatch(None, images.device)
-        self.bf16, self.seed, self.image_keys = bf16, seed, image_keys
+        self.bf16, self.seed, self.image_keys, self.other_human = bf16, seed, image_keys, other_human
         self.notes: list[str] = []
         """What an explainer found in this network that a reader of its maps must know."""
 

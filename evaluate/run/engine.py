@@ -17,7 +17,6 @@ from tqdm import tqdm
 from common.errors import UserError
 from evaluate.data.interface import EvalData
 from evaluate.data.loader import in_batches, read_batches
-from evaluate.metrics.registry import parse_measure
 from evaluate.network.requests import Checkpoints
 from evaluate.network.subject import Subject
 from evaluate.rows import common_notes, schema_with
@@ -63,7 +62,7 @@ def evaluate_plans(
     Raises:
         UserError: an image cannot be read, or no checkpoint could be measured.
     """
-    schema = schema_with(options.measures, curves(options.measures))
+    schema = schema_with(list(options.measures), curves(options))
     stores = [
         PartStore(out / "parts", plan.name, part_question(plan, schema.names), _parts(plan), schema) for plan in plans
     ]
@@ -192,9 +191,9 @@ def _costs(plan: Plan, store: PartStore) -> dict[str, Any]:
     }
 
 
-def curves(measures: Sequence[str]) -> list[str]:
-    """Those of some measures that keep more than a number an image."""
-    return [name for name in measures if parse_measure(name)[0].has_curve]
+def curves(options: RunOptions) -> list[str]:
+    """The metrics that keep a curve per image."""
+    return [label for label, chosen in options.measures.items() if chosen.entry.has_curve]
 
 
 def _bf16(subject: Subject, plan: Plan) -> dict[str, Any]:

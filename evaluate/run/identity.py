@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.versions import library_versions
-from evaluate.explainers.registry import parse_method
-from evaluate.rows import OTHER_HUMAN, Question
+from evaluate.rows import Question
 from evaluate.run.options import RunOptions
 from evaluate.run.preflight import Plan
 
@@ -18,7 +17,7 @@ CHUNK, SLOW_CHUNK = 2048, 32
 
 def chunk_size(options: RunOptions) -> int:
     """Images of a part."""
-    families = {parse_method(name)[0].family for name in options.explainers if name != OTHER_HUMAN}
+    families = {chosen.entry.family for chosen in options.explainers.values()}
     return SLOW_CHUNK if options.measures or families & {"perturbation", "optimisation"} else CHUNK
 
 
@@ -64,8 +63,8 @@ def _of_checkpoint(plan: Plan) -> Question:
 
 def _of_options(options: RunOptions) -> Question:
     return {
-        "explainers": options.explainers,
-        "metrics": options.measures,
+        "explainers": list(options.explainers),
+        "metrics": list(options.measures),
         "protocols": options.protocols,
         "layer": options.layer,
         "target": options.target,

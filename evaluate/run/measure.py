@@ -14,12 +14,14 @@ from common.errors import UserError
 from evaluate.data.interface import Batch, EvalData
 from evaluate.data.loader import in_batches, read_batches
 from evaluate.explainers.explain import Maps, explain
+from evaluate.explainers.explainer import Explainer
 from evaluate.maps.arithmetic import resize_saliency
 from evaluate.metrics.case import Case
 from evaluate.metrics.registry import measure_case
+from evaluate.named import Chosen
 from evaluate.network.micro_batch import MicroBatch, is_out_of_memory
 from evaluate.network.subject import Subject
-from evaluate.rows import OTHER_HUMAN, SHARED_PASS, Row
+from evaluate.rows import SHARED_PASS, Row
 from evaluate.run.alignment import HumanMaps, none_for_nan, other_human_maps
 from evaluate.run.options import RunOptions
 
@@ -118,10 +120,10 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
     pixels = batch.pixels.to(device, non_blocking=True)
     images = subject.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)
     explained = batch.human is not None or options.measures
-    methods = [name for name in options.explainers if name != OTHER_HUMAN] if explained else []
-    asked = asked_classes(batch, options)
+    asked, explainers = asked_classes(batch, options), options.explainers if explained else {}
+    others, alone = _other_human(data, batch, options) if explained else (None, ())
     with _blaming_the_checkpoint():
-        maps = explain_batch(subject, subject.model, images, asked, batch, methods, options)
+        maps = explain_batch(subject, subject.model, images, asked, batch, explainers, options, others)
         _check_logits(maps.logits, batch)
     targets = maps.logits.argmax(1) if asked is None else asked
     known = zip(batch.image_ids, batch.indices.tolist(), batch.labels.tolist(), maps.logits.argmax(1).tolist())
@@ -132,30 +134,32 @@ def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOp
     if not explained:
         return Measured(rows, len(rows), {}, {})
     human = None if batch.human is None else HumanMaps(data.human_maps(batch.human.to(device)), subject, options)
-    alone = False
-    if OTHER_HUMAN in options.explainers:
-        others = other_human_maps(data, batch, device, options.skip_bad)
-        alone = others is None
-        maps[OTHER_HUMAN] = torch.zeros(len(rows), 1, 1, device=device) if others is None else others
     out: list[Row] = []
     case: Case | None = None
-    for explainer in options.explainers:
-        constant = maps.degenerate.get(explainer)
+    for explainer in explainers:
         columns: dict[str, list[Any]] = {
             "explainer": [explainer] * len(rows),
-            "degenerate": [None] * len(rows) if constant is None else constant.tolist(),
+            "degenerate": maps.degenerate[explainer].tolist(),
         }
         if options.measures:
-            case = _case(subject, images, targets, batch, human, maps, explainer, options, case)
+            case = _case(subject, images, targets, batch, human, others, maps, explainer, options, case)
             with _blaming_the_checkpoint():
                 columns |= _measured(case, options)
         for aligned in [{}] if human is None else human.columns(maps[explainer]):
             both = columns | aligned
             out += [{**row, **{name: values[n] for name, values in both.items()}} for n, row in enumerate(rows)]
-    if alone:
-        maps.notes[OTHER_HUMAN] = "no score, as there is no other image with a human map"
-        out = [_without_score(row) if row["explainer"] == OTHER_HUMAN else row for row in out]
+    maps.notes |= dict.fromkeys(alone, "no score, as there is no other image with a human map")
+    out = [_without_score(row) if row["explainer"] in alone else row for row in out]
     return Measured(out, len(rows), {SHARED_PASS: maps.shared_seconds, **maps.seconds}, maps.notes)
+
+
+def _other_human(data: EvalData, batch: Batch, options: RunOptions) -> tuple[Tensor | None, Sequence[str]]:
+    """Human maps of other images where explainers need them, and those explainers for which there is no other image."""
+    needing = [label for label, chosen in options.explainers.items() if "human" in chosen.entry.needs]
+    if not needing:
+        return None, ()
+    others = other_human_maps(data, batch, options.device, options.skip_bad)
+    return (torch.zeros(len(batch), 1, 1, device=options.device), needing) if others is None else (others, ())
 
 
 def _check_logits(logits: Tensor, batch: Batch) -> None:
@@ -183,24 +187,26 @@ def explain_batch(
     images: Tensor,
     targets: Tensor | None,
     batch: Batch,
-    methods: Sequence[str],
+    explainers: Mapping[str, Chosen[Explainer]],
     options: RunOptions,
+    others: Tensor | None = None,
 ) -> Maps:
-    """Maps of a batch's images, or of what became of them, by the subject's model, or what became of it.
+    """Maps for the (possibly perturbed) images of a batch by the subject's (possibly randomised) model.
 
-    `targets` are classes (B,), or None: those it predicts.
+    `targets` are classes (B,), or None: those it predicts; `others` human maps of other images (B, S, S).
     """
     return explain(
         model,
         images,
         targets,
-        methods,
+        explainers,
         layer=options.layer,
         size="own",
         transform=subject.transform,
         micro_batch=options.micro_batch,
         bf16=options.bf16,
         image_keys=batch.indices.tolist(),
+        other_human=others,
     )
 
 
@@ -210,6 +216,7 @@ def _case(
     targets: Tensor,
     batch: Batch,
     human: HumanMaps | None,
+    others: Tensor | None,
     maps: Maps,
     explainer: str,
     options: RunOptions,
@@ -219,9 +226,8 @@ def _case(
     size = images.shape[-1]
 
     def explain_again(model: nn.Module, changed: Tensor) -> Tensor:
-        if explainer == OTHER_HUMAN:
-            return maps[OTHER_HUMAN]
-        return explain_batch(subject, model, changed, targets, batch, [explainer], options)[explainer]
+        chosen = {explainer: options.explainers[explainer]}
+        return explain_batch(subject, model, changed, targets, batch, chosen, options, others)[explainer]
 
     if like is not None:
         return like.under(maps[explainer], explain_again)

@@ -17,7 +17,6 @@ from evaluate.maps.frames import frame_human_map
 from evaluate.maps.overlays import overlay, to_image
 from evaluate.network.micro_batch import MicroBatch
 from evaluate.network.subject import Subject
-from evaluate.rows import OTHER_HUMAN
 from evaluate.run.measure import asked_classes, explain_batch
 from evaluate.run.options import RunOptions
 
@@ -76,6 +75,6 @@ def saliency_of(subject: Subject, batch: Batch, options: RunOptions) -> dict[str
     """Maps of every asked explainer for a batch, (B, S, S) at the size of the model's view; for pictures."""
     pixels = batch.pixels.to(options.device)
     images = subject.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)
-    methods = [name for name in options.explainers if name != OTHER_HUMAN]
-    maps = explain_batch(subject, subject.model, images, asked_classes(batch, options), batch, methods, options)
+    asked = asked_classes(batch, options)
+    maps = explain_batch(subject, subject.model, images, asked, batch, options.from_images, options)
     return {name: resize_saliency(saliency, images.shape[-1]).cpu() for name, saliency in maps.items()}

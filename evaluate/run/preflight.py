@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +15,13 @@ from common.errors import UserError
 from evaluate.data.interface import EvalData
 from evaluate.data.loader import choose_indices
 from evaluate.explainers.explain import explain
+from evaluate.explainers.explainer import Explainer
 from evaluate.metrics.case import Case
 from evaluate.metrics.registry import measure_case
+from evaluate.named import Chosen
 from evaluate.network.micro_batch import MicroBatch, is_out_of_memory
 from evaluate.network.requests import Checkpoints
 from evaluate.network.subject import Subject
-from evaluate.rows import OTHER_HUMAN
 from evaluate.run.options import RunOptions
 
 PASSES = 4
@@ -159,28 +160,30 @@ def _facts(subject: Subject, data: EvalData, weights: str, fingerprint: str) -> 
 
 
 def _without(plan: Plan, texts: Sequence[str]) -> Plan:
-    explainers = tuple(text for text in plan.options.explainers if text not in texts)
-    measures = tuple(text for text in plan.options.measures if text not in texts)
+    explainers = {label: chosen for label, chosen in plan.options.explainers.items() if label not in texts}
+    measures = {label: chosen for label, chosen in plan.options.measures.items() if label not in texts}
     return replace(plan, options=replace(plan.options, explainers=explainers, measures=measures))
 
 
-def misfit_explainers(subject: Subject, methods: Sequence[str], options: RunOptions) -> dict[str, str]:
+def misfit_explainers(
+    subject: Subject, explainers: Mapping[str, Chosen[Explainer]], options: RunOptions
+) -> dict[str, str]:
     """Of each explainer that a model cannot have, why; found out on an image of noise."""
     images = _noise(subject, options)
 
-    def trial(method: str) -> None:
+    def trial(label: str) -> None:
         explain(
             subject.model,
             images,
             0,
-            method,
+            {label: explainers[label]},
             layer=options.layer,
             transform=subject.transform,
             micro_batch=1,
             bf16=options.bf16,
         )
 
-    return _reasons(subject, methods, trial)
+    return _reasons(subject, explainers, trial)
 
 
 def _misfits(subject: Subject, data: EvalData, options: RunOptions) -> dict[str, str]:
@@ -200,9 +203,8 @@ def _misfits(subject: Subject, data: EvalData, options: RunOptions) -> dict[str,
         bf16=options.bf16,
         image_keys=[0],
     )
-    explainers = [name for name in options.explainers if name != OTHER_HUMAN]
-    return misfit_explainers(subject, explainers, options) | _reasons(
-        subject, options.measures, lambda measure: measure_case(case, [measure])
+    return misfit_explainers(subject, options.from_images, options) | _reasons(
+        subject, options.measures, lambda label: measure_case(case, {label: options.measures[label]})
     )
 
 
@@ -210,8 +212,8 @@ class _Enough(Exception):
     """A trial has gone on for `PASSES` forward passes."""
 
 
-def _reasons(subject: Subject, texts: Sequence[str], trial: Callable[[str], Any]) -> dict[str, str]:
-    """Why a trial does not work, for those texts with which it does not."""
+def _reasons(subject: Subject, labels: Iterable[str], trial: Callable[[str], Any]) -> dict[str, str]:
+    """Why a trial does not work, for those labels with which it does not."""
     passes = 0
 
     def count(*_: Any) -> None:
@@ -223,18 +225,18 @@ def _reasons(subject: Subject, texts: Sequence[str], trial: Callable[[str], Any]
     found = {}
     handle = subject.model.register_forward_pre_hook(count)
     try:
-        for text in texts:
+        for label in labels:
             passes = 0
             try:
-                trial(text)
+                trial(label)
             except _Enough:
                 pass
             except UserError as error:
-                found[text] = str(error)
+                found[label] = str(error)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                found[text] = "not even one image fits into memory"
+                found[label] = "not even one image fits into memory"
     finally:
         handle.remove()
     return found

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from common.text import markdown
-from evaluate.explainers.registry import parse_method
+from evaluate.explainers.registry import EXPLAINERS
 from evaluate.rows import SHARED_PASS
 from evaluate.scores.groups import Group, GroupKey
 from evaluate.scores.statistics import score
@@ -50,7 +50,7 @@ def _seconds(spent: Mapping[str, float], explainer: str | None, images: int) -> 
     """Wall time an image if the explainer ran alone, and the part of it that the explainers at the layer share."""
     if explainer is None or explainer not in spent:
         return {"seconds_per_image": None, "seconds_per_image_shared": None}
-    shared = spent[SHARED_PASS] if parse_method(explainer)[0].at_layer else 0.0
+    shared = spent[SHARED_PASS] if EXPLAINERS.find(explainer).entry.at_layer else 0.0
     return {"seconds_per_image": (spent[explainer] + shared) / images, "seconds_per_image_shared": shared / images}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from evaluate.metrics.registry import parse_measure
+from evaluate.metrics.registry import MEASURES
 from evaluate.scores.groups import Array, Group
 
 RESAMPLES = 10_000
@@ -95,8 +95,8 @@ def score(group: Group, protocol: str | None, ceiling: float | None, seed: int) 
 
 
 def _measure_score(name: str, group: Group) -> dict[str, Any]:
-    measure, parameters = parse_measure(name)
-    settings = {**measure.parameters, **parameters}
+    chosen = MEASURES.find(name)
+    measure, settings = chosen.entry, chosen.settings
     values = group.measures[name]
     defined = int((~np.isnan(values)).sum())
     curve = group.curves.get(name)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
 from common.models.zoo import STUDY_MODELS, lookup
 from evaluate.network.requests import Request
+from evaluate.studies.study import Study
 
-STUDIES = ("paper",)
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt")
 
 
-def study_requests(weights_dir: Path | None) -> list[Request]:
+def paper(weights_dir: Path | None) -> list[Request]:
     """The study's checkpoints: local files where `weights_dir` has them, else what is published.
 
     In `weights_dir` a model's file is `NAME.pth` (or another suffix of `WEIGHT_SUFFIXES`), NAME a name of the
@@ -41,20 +40,10 @@ def _request(name: str, weights_dir: Path | None) -> Request:
     return Request(f"timm:{entry.architecture}.{entry.tags[0]}", name=name)
 
 
-def study_pairs() -> list[tuple[str, str]]:
-    """(plain, DCLS) for each of the eight architectures."""
-    return [(name, f"{name}_dcls") for name in STUDY_MODELS if not name.endswith("_dcls")]
-
-
-def study_plan(requests: Sequence[Request], data_root: Path | None) -> str:
-    """What a study would fetch and compute, for `--dry-run`."""
-    lines = [f"data: {data_root}", "model                     weights"]
-    for request in requests:
-        entry = lookup(request.name or "")
-        source = request.spec
-        if request.spec.startswith("zenodo:") and entry.published:
-            source = f"download {entry.published.url}"
-        elif request.spec.startswith("timm:"):
-            source = f"download {request.spec} from the hub"
-        lines.append(f"{request.name:<25} {source}")
-    return "\n".join(lines)
+ENTRIES = (
+    Study(
+        "paper",
+        paper,
+        pairs=tuple((name, f"{name}_dcls") for name in STUDY_MODELS if not name.endswith("_dcls")),
+    ),
+)

@@ -49,7 +49,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", [*EXPLAINERS, *MEASURES])
 def test_defaults(name):
-    assert (EXPLAINERS | MEASURES)[name].parameters == EXPECTED.get(name, {})
+    assert {**EXPLAINERS, **MEASURES}[name].parameters == EXPECTED.get(name, {})
 
 
 def test_no_two_bear_one_name():

@@ -5,6 +5,7 @@ import numpy as np
 import evaluate.run.measure as measure
 from evaluate.data.loader import load_batches
 from evaluate.data.scenes import ScenesData
+from evaluate.explainers.registry import EXPLAINERS
 from evaluate.maps.arithmetic import resize_saliency
 from evaluate.maps.overlays import overlay
 from evaluate.network.micro_batch import MicroBatch
@@ -20,7 +21,9 @@ def test_its_maps_are_those_that_were_measured(checkpoint, monkeypatch):
     """Random ones too, in bfloat16, with the run's micro-batch, layer and batch size."""
     data, subject = ScenesData(64, 8), load_subject(str(checkpoint))
     micro = MicroBatch(3, RunOptions().device)
-    options = RunOptions(METHODS, batch_size=2, workers=0, bf16=True, micro_batch=micro, layer="stages.7")
+    options = RunOptions(
+        EXPLAINERS.choose(METHODS), batch_size=2, workers=0, bf16=True, micro_batch=micro, layer="stages.7"
+    )
     asked, sizes, measured = [], [], {}
     original = measure.explain
 

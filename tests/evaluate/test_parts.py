@@ -11,6 +11,8 @@ from evaluate.cli.main import main
 from evaluate.data import loader as loading
 from evaluate.data.loader import load_batches
 from evaluate.data.scenes import ScenesData
+from evaluate.explainers.registry import EXPLAINERS
+from evaluate.metrics.registry import MEASURES
 from evaluate.network.subject import load_subject
 from evaluate.run.measure import Unmeasurable, measure
 from evaluate.run.options import RunOptions
@@ -125,7 +127,8 @@ OUT = torch.OutOfMemoryError("CUDA out of memory")
 @pytest.mark.parametrize("error", [OUT, RuntimeError("DefaultCPUAllocator: can't allocate memory")])
 def test_a_batch_that_does_not_fit_is_measured_in_halves_and_so_are_those_after_it(checkpoint, error):
     data = ScenesData(64, 20)
-    options = RunOptions(("grad_cam", "random"), ("paper", "aligned"), ("average_drop", "pointing_game"), 8, 0)
+    explainers, measures = EXPLAINERS.choose(["grad_cam", "random"]), MEASURES.choose(["average_drop", "pointing_game"])
+    options = RunOptions(explainers, ("paper", "aligned"), measures, 8, 0)
     subject = load_subject(str(checkpoint))
     expected = [row for batch in measure(subject, data, range(20), RunOptions(**{**vars(options), "batch_size": 2}))
                 for row in batch.rows]  # fmt: skip
@@ -139,7 +142,7 @@ def test_a_batch_that_does_not_fit_is_measured_in_halves_and_so_are_those_after_
 
 def test_the_gallery_is_made_in_halves_too(checkpoint):
     data, subject = ScenesData(64, 8), load_subject(str(checkpoint))
-    options, items = RunOptions(("grad_cam",), batch_size=8, workers=0), list(range(8))
+    options, items = RunOptions(EXPLAINERS.choose("grad_cam"), batch_size=8, workers=0), list(range(8))
     expected = gallery_column(subject, data, items, options)
     subject.model = Hungry(subject.model, 3, OUT)
     found = gallery_column(subject, data, items, options)

@@ -98,6 +98,7 @@ def test_photographs_are_explained_a_few_at_a_time(checkpoint, photographs, tmp_
         (["nowhere.png"], "no picture at nowhere.png"),
         (["{a}", "--target", "99"], "classes 0 to 11"),
         (["{a}", "--explainer", "grad_camm"], "did you mean grad_cam"),
+        (["{a}", "--explainer", "other_human"], "other_human needs human maps"),
     ],
 )
 def test_explain_says_what_is_wrong(arguments, message, checkpoint, photographs, tmp_path):

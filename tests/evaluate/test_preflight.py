@@ -184,7 +184,7 @@ def test_an_image_that_cannot_be_read_stops_the_run_as_it_would_stop_every_check
 def test_a_trial_is_short_however_many_passes_a_method_has(checkpoint):
     checkpoints, passes = Checkpoints([Request(str(checkpoint))], 0), []
     slow = ("rise:masks=100000", "score_cam", "occlusion:stride=1", "opti_cam:iterations=100000", "smooth_grad")
-    options = RunOptions(slow, measures=("insertion:step=1", "road"))
+    options = RunOptions(EXPLAINERS.choose(slow), measures=MEASURES.choose(["insertion:step=1", "road"]))
     with checkpoints.on("untrained_dcls", options.device) as subject:
         subject.model.register_forward_hook(lambda *_: passes.append(1))
     (plan,), told = make_plans(checkpoints, lambda _: ScenesData(64, 2), options, None, 0, False)
@@ -195,7 +195,10 @@ def test_a_trial_is_short_however_many_passes_a_method_has(checkpoint):
 @pytest.mark.parametrize("name", [*EXPLAINERS, *MEASURES])
 def test_every_explainer_and_measure_passes_its_trial_on_a_model_of_relus(name, checkpoint):
     checkpoints = Checkpoints([Request(str(checkpoint))], 0)
-    options = RunOptions((name,) if name in EXPLAINERS else ("centre",), measures=(name,) if name in MEASURES else ())
+    options = RunOptions(
+        EXPLAINERS.choose(name if name in EXPLAINERS else "centre"),
+        measures=MEASURES.choose([name] if name in MEASURES else []),
+    )
     (plan,), told = make_plans(checkpoints, lambda _: ScenesData(64, 2), options, None, 0, False)
     assert plan.options == options and not told
 
@@ -203,7 +206,9 @@ def test_every_explainer_and_measure_passes_its_trial_on_a_model_of_relus(name, 
 def test_a_trial_leaves_the_model_as_it_was(checkpoint):
     checkpoints = Checkpoints([Request(str(checkpoint))], 0)
     before = preflight.state_digest(Request(str(checkpoint)).load(0, ""))
-    options = RunOptions(("score_cam", "guided_backprop"), measures=("cascading_randomisation",))
+    options = RunOptions(
+        EXPLAINERS.choose(["score_cam", "guided_backprop"]), measures=MEASURES.choose("cascading_randomisation")
+    )
     make_plans(checkpoints, lambda _: ScenesData(64, 2), options, None, 0, False)
     with checkpoints.on("untrained_dcls", options.device) as subject:
         assert preflight.state_digest(subject) == before

@@ -15,6 +15,8 @@ from common.dcls import DclsConv2d
 from common.models.zoo import create_model
 from evaluate.data.clickme import ClickMeData
 from evaluate.data.scenes import ScenesData
+from evaluate.explainers.registry import EXPLAINERS
+from evaluate.metrics.registry import MEASURES
 from evaluate.network.subject import Subject, load_subject
 from evaluate.run.measure import measure
 from evaluate.run.options import RunOptions
@@ -128,7 +130,7 @@ def test_a_centred_human_map_has_a_high_centre_score(checkpoint):
 
 def test_the_predicted_class_is_explained_where_that_is_asked(checkpoint):
     data, subject = ScenesData(64, 30), load_subject(str(checkpoint))
-    options = replace(BOTH, measures=("average_drop", "max_sensitivity:samples=1"))
+    options = replace(BOTH, measures=MEASURES.choose(["average_drop", "max_sensitivity:samples=1"]))
     by_label, by_prediction = (
         all_rows(subject, data, range(30), replace(options, target=target)) for target in ("label", "predicted")
     )
@@ -149,7 +151,7 @@ def test_bf16_features_change_rows_a_little_only(checkpoint):
 
 def test_baselines_to_read_scores_against(checkpoint):
     data = ScenesData(64, 8)
-    options = RunOptions(("other_human", "centre"), workers=0, batch_size=3)
+    options = RunOptions(EXPLAINERS.choose(["other_human", "centre"]), workers=0, batch_size=3)
     rows = all_rows(load_subject(str(checkpoint)), data, range(8), options)
     for index in range(8):
         human, other = data.scenes[index].human_map, data.scenes[(index + 1) % 8].human_map

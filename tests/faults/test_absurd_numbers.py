@@ -7,13 +7,13 @@ from common.entry import run_command
 from common.errors import UserError
 from common.weights import read_weights
 from evaluate.cli.main import main
-from evaluate.explainers.registry import EXPLAINERS, parse_method
-from evaluate.metrics.registry import MEASURES, parse_measure
+from evaluate.explainers.registry import EXPLAINERS
+from evaluate.metrics.registry import MEASURES
 
 ABSURD = ["nan", "inf", "-inf", "-1", "1e300", "1000000000", "9" * 5000, "(" * 500]
 NUMERIC = [
-    (parse, name, key, default)
-    for parse, table in ((parse_method, EXPLAINERS), (parse_measure, MEASURES))
+    (table.find, name, key, default)
+    for table in (EXPLAINERS, MEASURES)
     for name, entry in table.items()
     for key, default in entry.parameters.items()
     if isinstance(default, (int, float, tuple)) and not isinstance(default, bool)

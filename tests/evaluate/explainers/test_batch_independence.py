@@ -5,6 +5,8 @@ import torch
 
 from evaluate.data.scenes import ScenesData
 from evaluate.explainers.explain import explain
+from evaluate.explainers.registry import EXPLAINERS
+from evaluate.metrics.registry import MEASURES
 from evaluate.network.query import Query
 from evaluate.network.subject import load_subject
 from evaluate.run.measure import measure
@@ -16,7 +18,9 @@ MEASURED = ("max_sensitivity:samples=2", "coherency", "road:percentages=(20,60),
 
 
 def rows_by_image(subject, data, batch_size, indices=range(8)):
-    options = RunOptions(EXPLAINED, measures=MEASURED, workers=0, batch_size=batch_size)
+    options = RunOptions(
+        EXPLAINERS.choose(EXPLAINED), measures=MEASURES.choose(MEASURED), workers=0, batch_size=batch_size
+    )
     rows = [row for batch in measure(subject, data, indices, options) for row in batch.rows]
     return {(row["index"], row["explainer"]): row for row in rows}
 

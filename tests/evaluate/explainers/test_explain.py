@@ -18,7 +18,7 @@ from evaluate.explainers.registry import EXPLAINERS
 
 CHEAP = {"opti_cam": {"iterations": 2}, "rise": {"masks": 8}, "smooth_grad": {"samples": 2}}
 BLACK = {"transform": ModelTransform()}
-EVERY = {name: CHEAP.get(name, {}) for name in EXPLAINERS}
+EVERY = {name: CHEAP.get(name, {}) for name, e in EXPLAINERS.items() if not e.needs}
 GRADIENT = [name for name, e in EXPLAINERS.items() if e.family == "gradient"]
 
 
@@ -44,7 +44,7 @@ def test_every_explainer_leaves_the_model_as_it_was_even_in_training_mode(inplac
     before = state(inplace_net)
     maps = explain(inplace_net, images, [0, None, 4], EVERY, layer=layer, **BLACK)
     assert same(before, state(inplace_net))
-    assert set(maps) == set(EXPLAINERS)
+    assert set(maps) == set(EVERY)
     for name, found in maps.items():
         assert found.shape == (3, 32, 32) and found.dtype == torch.float32 and found.isfinite().all(), name
         assert not found.requires_grad, name
@@ -241,6 +241,15 @@ def test_what_is_said_of_each_explainer():
     assert [name for name, explainer in EXPLAINERS.items() if not explainer.verified] == ["conceptor_cam"]
     assert EXPLAINERS["conceptor_cam"].note == "reconstruction: not verified against the paper"
     assert "not verified against the paper" in EXPLAINERS["conceptor_cam"].summary
+
+
+def test_the_human_map_of_another_image_is_shown_as_it_is_given_and_never_made_up(pooled_net, images):
+    with pytest.raises(UserError, match="needs human maps"):
+        explain(pooled_net, images, methods="other_human")
+    given = torch.rand(3, 7, 7, generator=torch.Generator().manual_seed(0))
+    maps = explain(pooled_net, images, methods=["other_human", "centre"], size="own", other_human=given)
+    assert torch.equal(maps["other_human"], given)
+    assert "other_human" not in maps.seconds and "centre" in maps.seconds  # what is given takes no time
 
 
 def test_memory_does_not_grow(pooled_net, images):

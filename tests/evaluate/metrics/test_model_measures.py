@@ -14,7 +14,7 @@ from common.models.transform import ModelTransform
 from evaluate.explainers.explain import explain
 from evaluate.metrics.case import Case
 from evaluate.metrics.insertion_deletion import area, blur
-from evaluate.metrics.registry import MEASURES, measure_case, parse_measure
+from evaluate.metrics.registry import MEASURES, measure_case
 from evaluate.metrics.road import impute
 from evaluate.network.micro_batch import MicroBatch
 from evaluate.network.query import Query
@@ -382,8 +382,3 @@ def test_measures_follow_the_micro_batch_and_work_without_grad(net, images, maps
     for name in names:
         torch.testing.assert_close(one[name].values, two[name].values, rtol=1e-4, atol=1e-5)
         assert not one[name].values.requires_grad
-
-
-def test_parse_measure():
-    measure, parameters = parse_measure("insertion:step=1792,of=target")
-    assert measure.name == "insertion" and parameters == {"step": 1792, "of": "target"}
