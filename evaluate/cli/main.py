@@ -26,7 +26,7 @@ from evaluate.metrics.registry import parse_measure
 from evaluate.network.micro_batch import MicroBatch
 from evaluate.network.requests import Checkpoints, Request, read_requests
 from evaluate.network.subject import Subject
-from evaluate.rows import COLUMNS, OTHER_HUMAN
+from evaluate.rows import OTHER_HUMAN, table_schema
 from evaluate.run.engine import evaluate_plans
 from evaluate.run.identity import run_question
 from evaluate.run.options import RunOptions
@@ -119,7 +119,7 @@ def _check(args: argparse.Namespace) -> None:
             parse_method(text)
     for text in args.metric:
         parse_measure(text)
-        if text in COLUMNS.names:
+        if text in table_schema().names:
             raise UserError(f"--metric {text}: rows with human maps have it already, for each protocol; leave it out")
     for name, (least, most) in BOUNDS.items():
         if (value := getattr(args, name)) is not None and not least <= value <= most:

@@ -67,6 +67,8 @@ class Measure:
     """Where it cannot be had from the values: flattened details (N, n) and the measure's parameters -> the score."""
     has_curve: bool = False
     """Whether `detail` is more than the values: a curve an image."""
+    axes: tuple[str, str] | None = None
+    """What both axes of a chart of the mean curve say, over equal steps from 0 to 100 %; None: there is no chart."""
 
     @property
     def summary(self) -> str:
@@ -90,6 +92,8 @@ class Measure:
         return Result(self.per_image(detail), detail, {**self.parameters, **parameters}, self.better)
 
 
+_REMOVAL = ("pixels (%), the most salient first", "probability")
+
 _ALL = (
     Measure("spearman", "higher", spearman, ("human",)),
     Measure("dice", "higher", dice, ("human",)),
@@ -98,8 +102,8 @@ _ALL = (
     Measure("average_drop", "lower", average_drop),
     Measure("average_increase", "higher", average_increase),
     Measure("average_gain", "higher", average_gain),
-    Measure("insertion", "higher", insertion, per_image=area, has_curve=True),
-    Measure("deletion", "lower", deletion, per_image=area, has_curve=True),
+    Measure("insertion", "higher", insertion, per_image=area, has_curve=True, axes=_REMOVAL),
+    Measure("deletion", "lower", deletion, per_image=area, has_curve=True, axes=_REMOVAL),
     Measure("pointing_game", "higher", pointing_game, ("objects",)),
     Measure("energy_pointing", "higher", energy_pointing, ("objects",)),
     Measure("official_metric", "lower", official_metric, ("boxes",)),
