@@ -51,5 +51,5 @@ def test_every_key_is_on_the_page_and_every_one_of_the_page_is_there(out):
 
 def test_a_key_that_is_not_on_the_page_is_noticed(out):
     score = json.loads((out / "scores.json").read_text())[0]
-    with pytest.raises(AssertionError, match="data.colour is not on the page"):
+    with pytest.raises(AssertionError, match=r"data\.colour is not on the page"):
         check_keys({**score, "data": {**score["data"], "colour": "red"}}, "Keys of scores.json")
