@@ -22,7 +22,7 @@ MAY_IMPORT = {
         "metrics": {"maps", "named", "network"},
         "run": {"data", *PASSES},
         "scores": {"explainers", "metrics", "rows"},
-        "report": {"explainers", "maps", "rows", "run.pictures", "scores"},
+        "report": {"explainers", "maps", "metrics", "rows", "run.pictures", "scores"},
         "studies": {"data", "report", "run", "scores", *PASSES},
         "clickme": set(),
         "cli": {"data", "report", "run", "scores", "studies", *PASSES},

@@ -23,7 +23,7 @@ from evaluate.data.scenes import ScenesData
 from evaluate.network.micro_batch import MicroBatch
 from evaluate.network.requests import Checkpoints, Request, read_requests
 from evaluate.network.subject import Subject
-from evaluate.rows import COLUMNS
+from evaluate.rows import table_schema
 from evaluate.run.engine import evaluate_plans
 from evaluate.run.identity import run_question
 from evaluate.run.options import RunOptions
@@ -113,7 +113,7 @@ def _options(args: argparse.Namespace, processes: Processes) -> RunOptions:
 
 def _check(args: argparse.Namespace) -> None:
     for label in (chosen.label for chosen in args.metric):
-        if label in COLUMNS.names:
+        if label in table_schema().names:
             raise UserError(f"--metric {label}: rows with human maps have it already, for each protocol; leave it out")
     for name, (least, most) in BOUNDS.items():
         if (value := getattr(args, name)) is not None and not least <= value <= most:

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -17,7 +16,8 @@ from evaluate.network.requests import Checkpoints
 from evaluate.report.charts import figure_files, write_figures
 from evaluate.report.gallery import choose_gallery
 from evaluate.report.page import write_report
-from evaluate.report.tables import comparison_table, measure_table, plain_table, score_table
+from evaluate.report.tables import plain_table, terminal_tables
+from evaluate.rows import RunFacts
 from evaluate.run.engine import Evaluation
 from evaluate.run.options import RunOptions
 from evaluate.run.pictures import GalleryColumn, gallery_column
@@ -25,7 +25,7 @@ from evaluate.run.preflight import Plan
 from evaluate.scores.comparisons import judged_pairs
 from evaluate.scores.files import write_scores, write_tensorboard
 from evaluate.scores.groups import Group, GroupKey, collect
-from evaluate.scores.scores import make_scores
+from evaluate.scores.scores import Results, make_scores
 
 FILES = ("per_image.parquet", "scores.json", "scores.csv", "comparisons.json", "report.html", "report.md")
 """What every run may leave in its folder, beside `parts`, figures and TensorBoard's events."""
@@ -63,34 +63,41 @@ def write_results(
     groups: dict[GroupKey, Group] = {}
     for store in result.stores:
         groups |= collect(store.tables(), list(options.measures))
-    scores = make_scores(groups, result.checkpoints, _facts(run, options, result), result.data.ceiling, run.seed)
-    notes = {name: about["explainer_notes"] for name, about in result.checkpoints.items()}
-    comparisons = judged_pairs(groups, run.pairs, scores, notes, result.data.ceiling, run.seed)
-    write_scores(run.out, scores, comparisons)
+    ceiling = result.data.ceiling
+    scores = make_scores(groups, result.checkpoints, ceiling, run.seed)
+    results = Results(
+        run=_facts(run, options, result),
+        data=scores[0].facts.data,
+        ceiling=ceiling,
+        has_human_maps=result.data.has_human_maps,
+        metrics=tuple(options.measures),
+        scores=scores,
+        comparisons=judged_pairs(groups, run.pairs, scores, ceiling, run.seed),
+    )
+    write_scores(run.out, results)
 
     gallery = choose_gallery(groups, run.pairs)
     columns = _pictures([item.index for item in gallery], checkpoints, plans, result, options)
-    charts = write_figures(run.out / "figures", scores)
-    write_report(run.out, scores, comparisons, groups, gallery, columns, charts)
+    charts = write_figures(run.out / "figures", results)
+    write_report(run.out, results, groups, gallery, columns, charts)
     write_tensorboard(run.out / "tensorboard", scores)
-    _show(run, scores, comparisons)
+    _show(run.out, results)
 
 
-def _facts(run: Run, options: RunOptions, result: Evaluation) -> dict[str, Any]:
-    """What holds for every score."""
-    return {
-        "partial": result.partial,
-        "lacking": list(run.lacking),
-        "precision": "bf16" if options.bf16 else "fp32",
-        "compile": options.compile,
-        "device": str(options.device),
-        "processes": run.processes,
-        "seed": run.seed,
-        "command": run.command,
-        "versions": library_versions(),
-        "layer": options.layer or "the last feature map (class-token transformers: the last block's first norm)",
-        "target": options.target,
-    }
+def _facts(run: Run, options: RunOptions, result: Evaluation) -> RunFacts:
+    return RunFacts(
+        partial=result.partial,
+        lacking=list(run.lacking),
+        precision="bf16" if options.bf16 else "fp32",
+        compile=options.compile,
+        device=str(options.device),
+        processes=run.processes,
+        seed=run.seed,
+        command=run.command,
+        versions=library_versions(),
+        layer=options.layer or "the last feature map (class-token transformers: the last block's first norm)",
+        target=options.target,
+    )
 
 
 def _pictures(
@@ -108,14 +115,11 @@ def _pictures(
     return columns
 
 
-def _show(run: Run, scores: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> None:
+def _show(out: Path, results: Results) -> None:
     """What people see at the end."""
-    print(score_table(scores))
-    if scores[0]["measures"]:
-        _, head, rows = measure_table(scores)
-        print(f"\n{plain_table(head, rows)}")
-    if comparisons:
-        print(f"\n{comparison_table(comparisons)}")
-    print(f"scores, per-image table and report: {run.out}/scores.json, per_image.parquet, report.html")
-    if run.lacking:
-        print(shown("error: not measured:\n  " + "\n  ".join(run.lacking)), file=sys.stderr)
+    first, *others = map(plain_table, terminal_tables(results))
+    partial = f"\nPARTIAL: {results.run.partial}" if results.run.partial else ""
+    print("\n\n".join([first + partial, *others]))
+    print(f"scores, per-image table and report: {out}/scores.json, per_image.parquet, report.html")
+    if results.run.lacking:
+        print(shown("error: not measured:\n  " + "\n  ".join(results.run.lacking)), file=sys.stderr)

@@ -105,7 +105,8 @@ def insertion(
     return _curve(case, blur(case.images, blur_size, blur_sigma), case.images, step, of)
 
 
+_AXES = ("pixels (%), the most salient first", "probability")
 ENTRIES = (
-    Measure("insertion", insertion, "higher", per_image=area, has_curve=True),
-    Measure("deletion", deletion, "lower", per_image=area, has_curve=True),
+    Measure("insertion", insertion, "higher", per_image=area, has_curve=True, axes=_AXES),
+    Measure("deletion", deletion, "lower", per_image=area, has_curve=True, axes=_AXES),
 )

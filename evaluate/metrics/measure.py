@@ -47,6 +47,8 @@ class Measure(Named):
     """For scores that cannot be computed from the values: flattened details (N, n) and the parameters -> the score."""
     has_curve: bool = False
     """Whether `detail` is more than the values: a curve per image."""
+    axes: tuple[str, str] | None = None
+    """What both axes of a chart of the mean curve say, over equal steps from 0 to 100 %; None: there is no chart."""
     given: ClassVar[frozenset[str]] = frozenset({"case"})
 
     def data_set_score(self, values: Tensor, detail: Tensor | None, settings: Mapping[str, Any]) -> float:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -17,9 +16,10 @@ from evaluate.report.charts import Chart
 from evaluate.report.gallery import GalleryItem
 from evaluate.report.markdown import markdown_page
 from evaluate.report.tables import SECONDS_HEADING, Ranked, Table, report_tables
-from evaluate.rows import common_notes
+from evaluate.rows import Score, common_notes
 from evaluate.run.pictures import GalleryColumn
 from evaluate.scores.groups import Group, GroupKey
+from evaluate.scores.scores import Results
 
 BREAKS, BREAK = r"(?<=\w)([:,_])", r"\1<wbr>"
 """Where a long heading may be broken."""
@@ -39,8 +39,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 def write_report(
     out: Path,
-    scores: Sequence[dict[str, Any]],
-    comparisons: Sequence[dict[str, Any]],
+    results: Results,
     groups: dict[GroupKey, Group],
     gallery: Sequence[GalleryItem],
     columns: Sequence[GalleryColumn],
@@ -50,29 +49,28 @@ def write_report(
 
     Args:
         out: folder of the results.
-        scores: of the run.
-        comparisons: with a `verdict` each; may be empty.
+        results: of the run.
         groups: the rows, for the figures under the pictures.
         gallery: which images are shown.
         columns: their pictures, by checkpoint.
         charts: see `evaluate.report.charts`.
     """
-    tables = report_tables(scores, comparisons)
-    title = _title(scores)
-    partial, lacking = scores[0]["partial"], scores[0]["lacking"]
+    tables = report_tables(results)
+    title, provenance = _title(results), _provenance(results)
+    partial, lacking = results.run.partial, results.run.lacking
     body = [
         f"<h1>{_e(title)}</h1>",
         f"<p class='partial'>Partial, not the whole data set: {_e(partial)}.</p>" if partial else "",
         *(f"<p class='partial'>Not measured: {_e(text)}</p>" for text in lacking),
-        _filters(scores),
+        _filters(results.scores),
         "<p>Per-image rows: <a href='per_image.parquet'>per_image.parquet</a>; scores: "
         "<a href='scores.json'>scores.json</a>, <a href='scores.csv'>scores.csv</a>.</p>",
         *(_html_table(table) for table in tables),
         *(f"<figure class='chart' data-explainers='{_e(c.explainer)}'>{c.svg}</figure>" for c in charts),
-        f"<h2>Gallery</h2><p>{GALLERY_ALIGNED if scores[0]['protocol'] else GALLERY_PLAIN}</p>",
+        f"<h2>Gallery</h2><p>{GALLERY_ALIGNED if results.has_human_maps else GALLERY_PLAIN}</p>",
         *(_card(number, item, columns, groups) for number, item in enumerate(gallery)),
         "<h2>How it was computed</h2><dl>",
-        *(f"<dt>{_e(key)}</dt><dd>{_e(value)}</dd>" for key, value in _provenance(scores).items()),
+        *(f"<dt>{_e(key)}</dt><dd>{_e(value)}</dd>" for key, value in provenance.items()),
         "</dl>",
     ]
     page = (
@@ -84,12 +82,12 @@ def write_report(
         + f"<script>{(ASSETS / 'report.js').read_text()}</script></body></html>"
     )
     write_text(out / "report.html", page)
-    write_text(out / "report.md", markdown_page(title, partial, lacking, tables, _provenance(scores)))
+    write_text(out / "report.md", markdown_page(title, partial, lacking, tables, provenance))
 
 
-def _title(scores: Sequence[dict[str, Any]]) -> str:
-    what = "Alignment with human attention" if scores[0]["protocol"] else "Evaluation without human maps"
-    return f"{what}: {scores[0]['data']['name']}"
+def _title(results: Results) -> str:
+    what = "Alignment with human attention" if results.has_human_maps else "Evaluation without human maps"
+    return f"{what}: {results.data.name}"
 
 
 def _html_table(table: Table) -> str:
@@ -118,13 +116,14 @@ def _cell(text: str) -> str:
     return f"<td{kind}>{value} <small title='rank {text.rank}'>{text.rank}</small></td>"
 
 
-def _filters(scores: Sequence[dict[str, Any]]) -> str:
-    def boxes(kind: str) -> str:
-        names = dict.fromkeys(item[kind] for item in scores if item[kind])
+def _filters(scores: Sequence[Score]) -> str:
+    def boxes(kind: str, all_names: Iterable[str | None]) -> str:
+        names = filter(None, dict.fromkeys(all_names))
         inputs = (f"<label><input type='checkbox' checked data-{kind}='{_e(n)}'> {_e(n)}</label>" for n in names)
         return f"<fieldset><legend>{kind}</legend>{''.join(inputs)}</fieldset>"
 
-    return f"<form id='filters'>{boxes('checkpoint')}{boxes('explainer')}</form>"
+    checkpoints = boxes("checkpoint", (item.checkpoint for item in scores))
+    return f"<form id='filters'>{checkpoints}{boxes('explainer', (item.explainer for item in scores))}</form>"
 
 
 def _card(number: int, item: GalleryItem, columns: Sequence[GalleryColumn], groups: dict[GroupKey, Group]) -> str:
@@ -169,38 +168,39 @@ def _picture(image: Image.Image, caption: str, explainer: str = "") -> str:
     )
 
 
-def _provenance(scores: Sequence[dict[str, Any]]) -> dict[str, str]:
-    item = scores[0]
-    data, notes = item["data"], common_notes({s["checkpoint"]: s.get("explainer_notes", {}) for s in scores})
+def _provenance(results: Results) -> dict[str, str]:
+    run, data, scores = results.run, results.data, results.scores
+    first = scores[0]
+    notes = common_notes({s.checkpoint: s.facts.explainer_notes for s in scores})
     alignment = {
         "protocol paper": "the human map covers the whole frame; images with a constant map are left out",
         "protocol aligned": "the human map is cut to the model's field of view; images with a constant map score 0",
-        "interval": "95 %, percentile bootstrap over images, 10,000 resamples, seed " + str(item["seed"]),
+        "interval": "95 %, percentile bootstrap over images, 10,000 resamples, seed " + str(run.seed),
         "p-values": "Wilcoxon signed-rank, two-sided; Holm over the pairs of one explainer and protocol",
     }
     return {
-        "command": item["command"],
-        "data": f"{data['name']}, {item['n_images']} of {data['n_images']} images, fingerprint {data['fingerprint']}",
+        "command": run.command,
+        "data": f"{data.name}, {first.n_images} of {data.n_images} images, fingerprint {data.fingerprint}",
         "checkpoints": "; ".join(
-            f"{s['checkpoint']}: {s['model']}, weights SHA-256 {s['weights_sha256'][:16]}"
-            for s in {s["checkpoint"]: s for s in scores}.values()
+            f"{name}: {facts.model}, weights SHA-256 {facts.weights_sha256[:16]}"
+            for name, facts in {s.checkpoint: s.facts for s in scores}.items()
         ),
-        "explained layer": item["layer"],
-        "explained class": "the image's label" if item["target"] == "label" else "the predicted one",
+        "explained layer": run.layer,
+        "explained class": "the image's label" if run.target == "label" else "the predicted one",
         **{f"explainer {name}": note for name, note in notes.items()},
         **{
-            f"measure {name}": f"{found['better']} is better; {found['settings']}; {found['defined']} images"
-            for name, found in item["measures"].items()
+            f"measure {name}": f"{found.better} is better; {found.settings}; {found.defined} images"
+            for name, found in first.measures.items()
         },
-        **(alignment if item["protocol"] else {}),
-        "precision, device, processes": f"{item['precision']}, {item['device']}, {item['processes']}",
+        **(alignment if results.has_human_maps else {}),
+        "precision, device, processes": f"{run.precision}, {run.device}, {run.processes}",
         SECONDS_HEADING: (
-            f"wall time of an explainer as if it ran alone ({item['device']}, {item['precision']}, "
-            f"CPU threads: {item['threads']}, batches of up to {item['batch_size']}), without reading pictures and "
-            "without measures; the pass that gives features, gradients and logits is timed once, as all explainers "
-            "at the layer share it, and counted in for each of them"
+            f"wall time of an explainer as if it ran alone ({run.device}, {run.precision}, "
+            f"CPU threads: {first.facts.threads}, batches of up to {first.facts.batch_size}), "
+            "without reading pictures and without measures; the pass that gives features, gradients and logits is "
+            "timed once, as all explainers at the layer share it, and counted in for each of them"
         ),
-        "versions": ", ".join(f"{name} {version}" for name, version in item["versions"].items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
     }
 
 

@@ -1,70 +1,118 @@
-"""Every table of a report and of the terminal, as headings and rows of text."""
+"""Every table of a report and of the terminal, as headings and rows of text; others only print them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from evaluate.rows import ALIGNMENT, Comparison, Score
 from evaluate.scores.comparisons import group_seeds, protocol_effect
+from evaluate.scores.scores import Results
+
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, header, rows of text."""
 
 
-def report_tables(scores: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> list[Table]:
+SECONDS_HEADING, SECONDS_FORM = "s / image", ".5f"
+
+
+def report_tables(results: Results) -> list[Table]:
     """Every table of a report, in order."""
-    ceiling = scores[0].get("ceiling")
-    unit = f"mean Spearman / {ceiling} (human ceiling)" if ceiling else "mean Spearman"
-    title = f"Scores: alignment is {unit}" if scores[0]["protocol"] else "Scores"
-    tables: list[Table] = [_table(title, filled([score_cells(item) for item in scores]))]
-    if comparisons:
-        tables.insert(0, _comparison_table(scores, comparisons))
-    if scores[0]["measures"]:
-        tables.append(measure_table(scores))
-    if effects := protocol_effect(scores):
-        head = ["checkpoint", "explainer", "paper", "aligned", "aligned - paper"]
-        rows = [
-            [e["checkpoint"], e["explainer"], figure(e["paper"]), figure(e["aligned"]), figure(e["change"], "+.4f")]
-            for e in effects
-        ]
-        tables.append(("What the protocol changes", head, rows))
-    if seeds := group_seeds(scores):
-        head = ["model", "explainer", "protocol", "seeds", "mean alignment", "spread (standard deviation)"]
-        rows = [
-            [s["model"], s["explainer"], s["protocol"], str(s["n_seeds"]), figure(s["alignment"]), figure(s["spread"])]
-            for s in seeds
-        ]
-        tables.append(("Seeds", head, rows))
-    return tables
+    tables = [
+        _table("Comparisons, paired over images", _compared(results)),
+        _table(_scores_title(results), filled([score_cells(item) for item in results.scores])),
+        metric_table(results),
+        _table("What the protocol changes", _effects(results)),
+        _table("Seeds", _seeds(results)),
+    ]
+    return [table for table in tables if table[2]]
 
 
-def _comparison_table(scores: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> Table:
-    alignment = {(s["checkpoint"], s["explainer"], s["protocol"]): s["alignment"] for s in scores}
-    rows = []
-    for item in comparisons:
-        both = {
-            f"{which}'s alignment": figure(alignment[item[which], item["explainer"], item["protocol"]])
-            for which in ("first", "second")
+def terminal_tables(results: Results) -> list[Table]:
+    """What the terminal shows of them, in order."""
+    short = [_without(score_cells(item), "class mean", "img/s", SECONDS_HEADING) for item in results.scores]
+    pairs = [
+        {
+            "second - first": f"{item.second} - {item.first}",
+            "explainer": item.explainer,
+            "protocol": item.protocol,
+            **_without(comparison_cells(item), "Wilcoxon p"),
         }
-        compared = {name: item[name] for name in ("first", "second", "explainer", "protocol")}
-        rows.append({**compared, **both, **comparison_cells(item)})
-    return _table("Comparisons, paired over images", rows)
+        for item in results.comparisons
+    ]
+    tables = [_table("Scores", filled(short)), metric_table(results), _table("Comparisons", pairs)]
+    return [table for table in tables if table[2]]
 
 
-def measure_table(scores: Sequence[dict[str, Any]]) -> Table:
-    """Methods by measures and time, with the rank among the explainers of one checkpoint behind each value."""
-    first: dict[tuple[str, str], dict[str, Any]] = {}  # neither depends on the protocol
-    for item in scores:
-        first.setdefault((item["checkpoint"], item["explainer"]), item)
-    rows = [{"checkpoint": checkpoint, "explainer": explainer} for checkpoint, explainer in first]
-    for name, found in scores[0]["measures"].items():
-        values = {key: item["measures"][name]["value"] for key, item in first.items()}
-        for row, cell in zip(rows, _ranked(values, found["better"])):
-            row[f"{name} ({found['better']} is better)"] = cell
-    seconds = {key: item["seconds_per_image"] for key, item in first.items()}
+def _scores_title(results: Results) -> str:
+    ceiling = results.ceiling
+    unit = f"mean Spearman / {ceiling} (human ceiling)" if ceiling else "mean Spearman"
+    return f"Scores: alignment is {unit}" if results.has_human_maps else "Scores"
+
+
+def _compared(results: Results) -> list[dict[str, str]]:
+    alignment = {(s.checkpoint, s.explainer, s.protocol): s.alignment for s in results.scores}
+    return [
+        {
+            "first": item.first,
+            "second": item.second,
+            "explainer": item.explainer,
+            "protocol": item.protocol,
+            "first's alignment": figure(alignment[item.first, item.explainer, item.protocol]),
+            "second's alignment": figure(alignment[item.second, item.explainer, item.protocol]),
+            **comparison_cells(item),
+        }
+        for item in results.comparisons
+    ]
+
+
+def _effects(results: Results) -> list[dict[str, str]]:
+    return [
+        {
+            "checkpoint": effect.checkpoint,
+            "explainer": effect.explainer or "-",
+            "paper": figure(effect.paper),
+            "aligned": figure(effect.aligned),
+            "aligned - paper": figure(effect.change, "+.4f"),
+        }
+        for effect in protocol_effect(results.scores)
+    ]
+
+
+def _seeds(results: Results) -> list[dict[str, str]]:
+    return [
+        {
+            "model": family.model,
+            "explainer": family.explainer or "-",
+            "protocol": family.protocol or "-",
+            "seeds": str(family.n_seeds),
+            "mean alignment": figure(family.alignment),
+            "spread (standard deviation)": figure(family.spread),
+        }
+        for family in group_seeds(results.scores)
+    ]
+
+
+def metric_table(results: Results) -> Table:
+    """Explainers by further metrics and time; behind each value its rank among the explainers of one checkpoint.
+
+    Without further metrics it has no rows.
+    """
+    first: dict[tuple[str, str | None], Score] = {}  # neither depends on the protocol
+    for item in results.scores:
+        first.setdefault((item.checkpoint, item.explainer), item)
+    rows = [{"checkpoint": item.checkpoint, "explainer": item.explainer or "-"} for item in first.values()]
+    for name in results.metrics:
+        better = results.scores[0].measures[name].better
+        values = {key: item.measures[name].value for key, item in first.items()}
+        for row, cell in zip(rows, _ranked(values, better)):
+            row[f"{name} ({better} is better)"] = cell
+    seconds = {key: item.seconds_per_image for key, item in first.items()}
     for row, cell in zip(rows, _ranked(seconds, "lower", SECONDS_FORM)):
         row[f"{SECONDS_HEADING} (lower is better)"] = cell
-    return _table("Methods by measures, with ranks", rows)
+    return _table("Methods by measures, with ranks", rows if results.metrics else [])
 
 
-def _ranked(values: dict[tuple[str, str], float | None], better: str, form: str = ".4f") -> list[str]:
+def _ranked(values: dict[tuple[str, str | None], float | None], better: str, form: str = ".4f") -> list[str]:
     """Each value by (checkpoint, explainer) as text, with its rank among those of the same checkpoint.
 
     What reads the same has the same rank.
@@ -80,36 +128,26 @@ def _ranked(values: dict[tuple[str, str], float | None], better: str, form: str 
 
 
 def _table(title: str, rows: Sequence[dict[str, str]]) -> Table:
-    return title, list(rows[0]), [list(row.values()) for row in rows]
+    return title, list(rows[0]) if rows else [], [list(row.values()) for row in rows]
 
 
-SECONDS_HEADING, SECONDS_FORM = "s / image", ".5f"
-
-
-def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of texts with aligned columns."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-    text.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(text)
-
-
-def score_cells(item: dict[str, Any]) -> dict[str, str]:
+def score_cells(item: Score) -> dict[str, str]:
     """One score as text, by heading."""
+    shown = {name: metric for name, metric in ALIGNMENT.items() if metric.heading}
     return {
-        "checkpoint": item["checkpoint"],
-        "explainer": item["explainer"] or "-",
-        "protocol": item["protocol"] or "-",
-        "alignment": figure(item["alignment"]),
-        "95 % interval": span(item["interval"]),
-        "class mean": figure(item["per_class_mean"]),
-        "centre bias": figure(item["centre_bias"]),
-        "top-1 %": f"{item['top1']:.2f}",
-        "scored": str(item.get("n_scored", item["n_images"])),
-        "degen.": figure(item["n_degenerate"], "d"),
-        "img/s": f"{item['images_per_second']:.2f}",
-        SECONDS_HEADING: figure(item["seconds_per_image"], SECONDS_FORM),
+        "checkpoint": item.checkpoint,
+        "explainer": item.explainer or "-",
+        "protocol": item.protocol or "-",
+        "alignment": figure(item.alignment),
+        "95 % interval": span(item.interval),
+        "class mean": figure(item.per_class_mean),
+        "centre bias": figure(item.centre_bias),
+        **{metric.heading: figure(item.means[name]) for name, metric in shown.items()},
+        "top-1 %": f"{item.top1:.2f}",
+        "scored": str(item.n_images if item.n_scored is None else item.n_scored),
+        "degen.": figure(item.n_degenerate, "d"),
+        "img/s": f"{item.facts.images_per_second:.2f}",
+        SECONDS_HEADING: figure(item.seconds_per_image, SECONDS_FORM),
     }
 
 
@@ -119,41 +157,30 @@ def filled(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     return [{name: row[name] for name in kept} for row in rows]
 
 
-def comparison_cells(item: dict[str, Any]) -> dict[str, str]:
+def comparison_cells(item: Comparison) -> dict[str, str]:
     """What a comparison found as text, by heading."""
     return {
-        "difference": figure(item["difference"], "+.4f"),
-        "95 % interval": span(item["interval"], "+.4f"),
-        "Wilcoxon p": figure(item["wilcoxon_p"], ".2g"),
-        "Holm p": figure(item["holm_p"], ".2g"),
-        "images improved": figure(item["improved"], ".0%"),
-        "second is": item["verdict"],
+        "difference": figure(item.difference, "+.4f"),
+        "95 % interval": span(item.interval, "+.4f"),
+        "Wilcoxon p": figure(item.wilcoxon_p, ".2g"),
+        "Holm p": figure(item.holm_p, ".2g"),
+        "images improved": figure(item.improved, ".0%"),
+        "second is": item.verdict,
     }
-
-
-def score_table(scores: Sequence[dict[str, Any]]) -> str:
-    """The scores as a table for the terminal."""
-    rows = filled([_without(score_cells(item), "class mean", "img/s", SECONDS_HEADING) for item in scores])
-    note = f"\nPARTIAL: {scores[0]['partial']}" if scores[0]["partial"] else ""
-    return plain_table(list(rows[0]), [list(row.values()) for row in rows]) + note
-
-
-def comparison_table(comparisons: Sequence[dict[str, Any]]) -> str:
-    """The comparisons as a table for the terminal."""
-    rows = [
-        {
-            "second - first": f"{item['second']} - {item['first']}",
-            "explainer": item["explainer"],
-            "protocol": item["protocol"],
-            **_without(comparison_cells(item), "Wilcoxon p"),
-        }
-        for item in comparisons
-    ]
-    return plain_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _without(cells: dict[str, str], *headings: str) -> dict[str, str]:
     return {heading: text for heading, text in cells.items() if heading not in headings}
+
+
+def plain_table(table: Table) -> str:
+    """A table for the terminal, without its title, with aligned columns."""
+    _, header, rows = table
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    text.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(text)
 
 
 def figure(value: float | None, form: str = ".4f") -> str:
@@ -177,7 +204,3 @@ class Ranked(str):
         cell = super().__new__(cls, f"{value} (rank {rank})")
         cell.value, cell.rank = value, rank
         return cell
-
-
-Table = tuple[str, list[str], list[list[str]]]
-"""Title, header, rows of text."""

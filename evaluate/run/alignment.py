@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -16,12 +16,61 @@ from evaluate.maps.arithmetic import centre_map, dice_of, iou_of, resize_salienc
 from evaluate.maps.frames import frame_human_map
 from evaluate.maps.ranks import average_ranks, spearman_from_ranks
 from evaluate.network.subject import Subject
-from evaluate.rows import OTHER_HUMAN
+from evaluate.rows import ALIGNMENT, OTHER_HUMAN
 from evaluate.run.options import RunOptions
 
 
+class FlatMaps:
+    """Square maps of a batch, one row of pixels per image; what several metrics need of them is computed once.
+
+    Args:
+        values: (B, S * S).
+        size: S.
+    """
+
+    def __init__(self, values: Tensor, size: int) -> None:
+        self.values, self.size = values, size
+
+    @cached_property
+    def ranks(self) -> Tensor:
+        """(B, S * S)."""
+        return average_ranks(self.values)
+
+    @cached_property
+    def top(self) -> Tensor:
+        """(B, S * S) bool, the top 10 % of pixels."""
+        return top_share(self.values, 10)
+
+    @cached_property
+    def centre_spearman(self) -> Tensor:
+        """(B,) Spearman correlation with a centred Gaussian, NaN for a constant map."""
+        return spearman_from_ranks(centre_ranks(self.size, self.values.device).expand_as(self.ranks), self.ranks)
+
+
+class MapPair:
+    """Saliency maps and the human maps of the same images, in one frame."""
+
+    def __init__(self, saliency: FlatMaps, human: FlatMaps) -> None:
+        self.saliency, self.human = saliency, human
+
+    @cached_property
+    def spearman(self) -> Tensor:
+        """(B,), NaN where either map is constant."""
+        return spearman_from_ranks(self.saliency.ranks, self.human.ranks)
+
+
+ALIGNMENT_FUNCTIONS: dict[str, Callable[[MapPair], Tensor]] = {
+    "spearman": lambda pair: pair.spearman,
+    "degenerate": lambda pair: pair.spearman.isnan(),
+    "dice": lambda pair: dice_of(pair.saliency.top, pair.human.top),
+    "iou": lambda pair: iou_of(pair.saliency.top, pair.human.top),
+    "centre_spearman": lambda pair: pair.human.centre_spearman,
+}
+"""What computes each column of `evaluate.rows.ALIGNMENT`: (B,), NaN where it is not defined."""
+
+
 class HumanMaps:
-    """The human maps of a batch in the frame of every protocol, ranked once for all explainers.
+    """The human maps of a batch in the frame of every protocol; what is computed of them serves all explainers.
 
     Args:
         human: (B, S, S) over the whole frame.
@@ -32,26 +81,15 @@ class HumanMaps:
     def __init__(self, human: Tensor, subject: Subject, options: RunOptions) -> None:
         seen = subject.transform.crop / subject.transform.resize
         self.size, self.aligned = human.shape[-1], frame_human_map(human, seen, "aligned")
-        framed = {p: frame_human_map(human, seen, p).flatten(1) for p in options.protocols}
-        self.ranks = {p: average_ranks(values) for p, values in framed.items()}
-        self.tops = {p: top_share(values, 10) for p, values in framed.items()}
-        centre = centre_ranks(self.size, human.device)
-        self.centre = {p: none_for_nan(spearman_from_ranks(centre.expand_as(r), r)) for p, r in self.ranks.items()}
+        self.framed = {p: FlatMaps(frame_human_map(human, seen, p).flatten(1), self.size) for p in options.protocols}
 
     def columns(self, saliency: Tensor) -> Iterator[dict[str, list[Any]]]:
         """Columns of (B, h, w) maps for each protocol."""
-        values = resize_saliency(saliency, self.size).flatten(1)
-        ranks, top = average_ranks(values), top_share(values, 10)
-        for protocol, human_ranks in self.ranks.items():
-            spearman = none_for_nan(spearman_from_ranks(ranks, human_ranks))
-            yield {
-                "protocol": [protocol] * len(spearman),
-                "spearman": spearman,
-                "degenerate": [value is None for value in spearman],  # either map, ours or the human one
-                "dice": dice_of(top, self.tops[protocol]).tolist(),
-                "iou": iou_of(top, self.tops[protocol]).tolist(),
-                "centre_spearman": self.centre[protocol],
-            }
+        maps = FlatMaps(resize_saliency(saliency, self.size).flatten(1), self.size)
+        for protocol, human in self.framed.items():
+            pair = MapPair(maps, human)
+            found = {name: none_for_nan(ALIGNMENT_FUNCTIONS[name](pair)) for name in ALIGNMENT}
+            yield {"protocol": [protocol] * len(maps.values), **found}
 
 
 def other_human_maps(data: EvalData, batch: Batch, device: torch.device, skip_bad: bool) -> Tensor | None:
@@ -76,8 +114,8 @@ def _next_human_map(data: EvalData, index: int, skip_bad: bool) -> Tensor | None
     return None
 
 
-def none_for_nan(values: Tensor) -> list[float | None]:
-    """NaN, where a measure is not defined, becomes None."""
+def none_for_nan(values: Tensor) -> list[Any]:
+    """As plain values; NaN, where a metric is not defined, becomes None."""
     return [None if math.isnan(value) else value for value in values.tolist()]
 
 

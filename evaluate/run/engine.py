@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -19,7 +18,7 @@ from evaluate.data.interface import EvalData
 from evaluate.data.loader import in_batches, read_batches
 from evaluate.network.requests import Checkpoints
 from evaluate.network.subject import Subject
-from evaluate.rows import common_notes, schema_with
+from evaluate.rows import MeasuredFacts, common_notes, table_schema
 from evaluate.run.identity import chunk_size, part_question
 from evaluate.run.measure import Measured, Unmeasurable, bf16_deviation, measure_batches, summed
 from evaluate.run.options import RunOptions
@@ -38,7 +37,7 @@ class Evaluation:
     data: EvalData
     partial: str
     """Why the scores are not those of the whole data set; empty if they are."""
-    checkpoints: dict[str, dict[str, Any]]
+    checkpoints: dict[str, MeasuredFacts]
     """What is known of each checkpoint that was measured, by its name in tables."""
     stores: list[PartStore]
     """Their rows, checkpoint by checkpoint."""
@@ -62,21 +61,21 @@ def evaluate_plans(
     Raises:
         UserError: an image cannot be read, or no checkpoint could be measured.
     """
-    schema = schema_with(list(options.measures), curves(options))
+    schema = table_schema(list(options.measures), curves(options))
     stores = [
         PartStore(out / "parts", plan.name, part_question(plan, schema.names), _parts(plan), schema) for plan in plans
     ]
     if processes.is_main:
         remove_stale(stores)
     measured: list[tuple[Plan, PartStore]] = []
-    known: dict[str, dict[str, Any]] = {}
+    known: dict[str, MeasuredFacts] = {}
     failed: list[str] = []
     for plan, store in zip(plans, stores):
         try:
             with checkpoints.on(plan.name, options.device, options.compile) as subject:
                 _measure_parts(subject, plan, processes, store)
                 if processes.is_main:
-                    known[plan.name] = plan.facts | _costs(plan, store) | _bf16(subject, plan)
+                    known[plan.name] = _measured_facts(subject, plan, store)
         except Unmeasurable as error:
             failed.append(f"{plan.name}: {error}")
         else:
@@ -86,7 +85,7 @@ def evaluate_plans(
     first, rows = measured[0]
     left_out = 0
     if processes.is_main:
-        notes = common_notes({name: about["explainer_notes"] for name, about in known.items()})
+        notes = common_notes({name: about.explainer_notes for name, about in known.items()})
         merge_parts(out / "per_image.parquet", [store for _, store in measured], notes)
         if all(len(store.left_out()) == len(plan.indices) for plan, store in measured):
             raise UserError(
@@ -173,22 +172,24 @@ class Progress:
             print(f"{self.name}: {self.done} of {self.total} images", flush=True)
 
 
-def _costs(plan: Plan, store: PartStore) -> dict[str, Any]:
-    """What measuring a checkpoint took."""
+def _measured_facts(subject: Subject, plan: Plan, store: PartStore) -> MeasuredFacts:
+    """What is known of a checkpoint once its parts are finished."""
     seconds, left_out = store.seconds(), len(store.left_out())
     images = len(plan.indices) - left_out
     if not sys.stderr.isatty():  # where no bar was drawn
         print(
             f"{plan.name}: {images} images in {seconds:.0f} s" + f", {left_out} left out" * bool(left_out), flush=True
         )
-    return {
-        "seconds": seconds,
-        "images_per_second": images / max(seconds, 1e-9),
-        "explainer_seconds": store.explainer_seconds(),
-        "explainer_notes": store.notes(),
-        "batch_size": plan.options.batch_size,
-        "threads": torch.get_num_threads(),
-    }
+    return MeasuredFacts(
+        **vars(plan.facts),
+        seconds=seconds,
+        images_per_second=images / max(seconds, 1e-9),
+        explainer_seconds=store.explainer_seconds(),
+        explainer_notes=store.notes(),
+        batch_size=plan.options.batch_size,
+        threads=torch.get_num_threads(),
+        bf16_deviation=_bf16_deviation(subject, plan),
+    )
 
 
 def curves(options: RunOptions) -> list[str]:
@@ -196,10 +197,10 @@ def curves(options: RunOptions) -> list[str]:
     return [label for label, chosen in options.measures.items() if chosen.entry.has_curve]
 
 
-def _bf16(subject: Subject, plan: Plan) -> dict[str, Any]:
-    """What features in bfloat16 change on the first images, where they were asked for."""
+def _bf16_deviation(subject: Subject, plan: Plan) -> dict[str, float] | None:
+    """What features in bfloat16 change on the first images; None where they were not asked for."""
     if not (plan.options.bf16 and plan.data.has_human_maps):
-        return {}
+        return None
     first = in_batches(plan.indices[: plan.options.batch_size], plan.options.batch_size)
     batch, _ = next(read_batches(plan.data, subject.transform, first, 0))
     deviation = {} if batch is None else bf16_deviation(subject, plan.data, batch, plan.options)
@@ -208,7 +209,7 @@ def _bf16(subject: Subject, plan: Plan) -> dict[str, Any]:
             f"{plan.name}: bf16 features change Spearman by {deviation['mean']:.1e} on average, at most "
             f"{deviation['max']:.1e} (first {len(batch)} images, against fp32)"
         )
-    return {"bf16_deviation": deviation}
+    return deviation
 
 
 def _partial(data: EvalData, count: int, seed: int, left_out: int) -> str:

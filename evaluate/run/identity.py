@@ -53,11 +53,11 @@ def part_question(plan: Plan, columns: Sequence[str]) -> Question:
 
 def _of_checkpoint(plan: Plan) -> Question:
     return {
-        "weights": plan.facts["weights_sha256"],
-        "model": plan.facts["model"],
+        "weights": plan.facts.weights_sha256,
+        "model": plan.facts.model,
         "transform": plan.transform,
         "data": f"{plan.data.name} {plan.data.place}".strip(),
-        "fingerprint": plan.facts["data"]["fingerprint"],
+        "fingerprint": plan.facts.data.fingerprint,
     }
 
 

@@ -21,7 +21,7 @@ from evaluate.metrics.registry import measure_case
 from evaluate.named import Chosen
 from evaluate.network.micro_batch import MicroBatch, is_out_of_memory
 from evaluate.network.subject import Subject
-from evaluate.rows import SHARED_PASS, Row
+from evaluate.rows import SHARED_PASS, Row, detail_column
 from evaluate.run.alignment import HumanMaps, none_for_nan, other_human_maps
 from evaluate.run.options import RunOptions
 
@@ -253,7 +253,7 @@ def _measured(case: Case, options: RunOptions) -> dict[str, list[Any]]:
     for name, result in measure_case(case, options.measures).items():
         columns[name] = none_for_nan(result.values.double())
         if result.detail.ndim > 1:
-            columns[f"{name} detail"] = result.detail.double().flatten(1).tolist()
+            columns[detail_column(name)] = result.detail.double().flatten(1).tolist()
     return columns
 
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from common.atomic import atomic_file, file_name
 from common.errors import UserError, first_line
-from evaluate.rows import COLUMNS, Row
+from evaluate.rows import Row, table_schema
 from evaluate.run.measure import summed
 
 _SEAL = b"sealed:"
@@ -43,7 +43,7 @@ class PartStore:
         name: of the checkpoint.
         question: everything the rows depend on, as plain values.
         parts: places in the data set, by part.
-        schema: the columns.
+        schema: the columns; None: those without further metrics.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class PartStore:
         name: str,
         question: dict[str, Any],
         parts: Sequence[Sequence[int]],
-        schema: pa.Schema = COLUMNS,
+        schema: pa.Schema | None = None,
     ) -> None:
-        self.parts, self.schema = parts, schema
+        self.parts, self.schema = parts, schema or table_schema()
         text = json.dumps({"checkpoint": name, **question}, sort_keys=True, default=str)
         self.key = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.folder = folder / f"{file_name(name)}-{self.key}"

@@ -22,6 +22,7 @@ from evaluate.named import Chosen
 from evaluate.network.micro_batch import MicroBatch, is_out_of_memory
 from evaluate.network.requests import Checkpoints
 from evaluate.network.subject import Subject
+from evaluate.rows import CheckpointFacts, DataFacts
 from evaluate.run.options import RunOptions
 
 PASSES = 4
@@ -40,8 +41,7 @@ class Plan:
     """Only the explainers and measures that the model can have."""
     transform: str
     """The model's preprocessing, in full."""
-    facts: dict[str, Any]
-    """What scores say of the checkpoint, its weights and its data."""
+    facts: CheckpointFacts
 
 
 def make_plans(
@@ -143,20 +143,15 @@ def _first_not_finite(values: Tensor) -> float:
     return values[~values.isfinite()][0].item()
 
 
-def _facts(subject: Subject, data: EvalData, weights: str, fingerprint: str) -> dict[str, Any]:
-    return {
-        "model": subject.model_name,
-        "source": subject.source,
-        "weights_sha256": weights,
-        "num_params": subject.num_params,
-        "transform": {"resize": subject.transform.resize, "crop": subject.transform.crop},
-        "data": {
-            "name": data.name,
-            "root": data.place or None,
-            "n_images": len(data),
-            "fingerprint": fingerprint,
-        },
-    }
+def _facts(subject: Subject, data: EvalData, weights: str, fingerprint: str) -> CheckpointFacts:
+    return CheckpointFacts(
+        model=subject.model_name,
+        source=subject.source,
+        weights_sha256=weights,
+        num_params=subject.num_params,
+        transform={"resize": subject.transform.resize, "crop": subject.transform.crop},
+        data=DataFacts(name=data.name, root=data.place or None, n_images=len(data), fingerprint=fingerprint),
+    )
 
 
 def _without(plan: Plan, texts: Sequence[str]) -> Plan:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 from scipy import stats
 
 from evaluate.metrics.registry import MEASURES
+from evaluate.rows import Figures, Gain, MetricScore, averaged_metrics
 from evaluate.scores.groups import Array, Group
 
 RESAMPLES = 10_000
@@ -50,51 +51,43 @@ def interval(values: Array, seed: int, resamples: int = RESAMPLES) -> tuple[floa
     return float(low), float(high)
 
 
-def score(group: Group, protocol: str | None, ceiling: float | None, seed: int) -> dict[str, Any]:
-    """One score from the rows of one checkpoint x explainer x protocol.
+def score(group: Group, protocol: str | None, ceiling: float | None, seed: int) -> Figures:
+    """The figures of the rows of one checkpoint x explainer x protocol.
 
     Args:
         group: the rows.
         protocol: None where the data set has no human maps.
         ceiling: mean Spearman between people; divides mean and interval. None: not divided.
         seed: of the bootstrap.
-
-    Returns:
-        `alignment` (mean Spearman / ceiling), `interval` (95 %, of `alignment`), `mean_spearman`,
-        `per_class_mean` (mean over classes of the classes' means), `centre_bias` (alignment of a centred
-        Gaussian on the same images), `dice` and `iou` (means, top 10 %), `ceiling`, `top1` (%), `n_images`,
-        `n_scored`, `n_degenerate`, and `measures`: of each further measure its `value`, `better`, `settings`,
-        the number of images it is `defined` for and the mean `curve` where it has one. Figures that do not exist
-        are None.
     """
-    out: dict[str, Any] = {"n_images": len(group.index), "top1": 100 * float(group.correct.mean())}
-    out["measures"] = {name: _measure_score(name, group) for name in group.measures}
+    out = Figures(
+        n_images=len(group.index),
+        top1=100 * float(group.correct.mean()),
+        measures={name: _metric_score(name, group) for name in group.measures},
+    )
     if protocol is None:
-        names = ("alignment", "interval", "mean_spearman", "per_class_mean", "centre_bias", "dice", "iou", "ceiling")
         constant = int(group.degenerate.sum()) if group.measures else None  # else nothing was explained
-        return {**out, **dict.fromkeys(names), "n_degenerate": constant}
+        return replace(out, n_degenerate=constant)
     values = group.values(protocol)
     kept = ~np.isnan(values)
-    between = interval(values[kept], seed)
     unit = ceiling or 1.0
     mean = _mean(values[kept])
     classes = [values[kept & (group.label == label)] for label in np.unique(group.label[kept])]
-    return {
-        **out,
-        "alignment": _divided(mean, unit),
-        "interval": None if between is None else [between[0] / unit, between[1] / unit],
-        "mean_spearman": mean,
-        "per_class_mean": _divided(_mean(np.array([members.mean() for members in classes])), unit),
-        "centre_bias": _divided(_mean(group.centre_spearman[~np.isnan(group.centre_spearman)]), unit),
-        "dice": _mean(group.dice[~np.isnan(group.dice)]),
-        "iou": _mean(group.iou[~np.isnan(group.iou)]),
-        "ceiling": ceiling,
-        "n_scored": int(kept.sum()),
-        "n_degenerate": int(group.degenerate.sum()),
-    }
+    return replace(
+        out,
+        alignment=_divided(mean, unit),
+        interval=_span(interval(values[kept], seed), unit),
+        mean_spearman=mean,
+        per_class_mean=_divided(_mean(np.array([members.mean() for members in classes])), unit),
+        centre_bias=_divided(_mean_of_defined(group.alignment["centre_spearman"]), unit),
+        means={name: _mean_of_defined(group.alignment[name]) for name in averaged_metrics()},
+        ceiling=ceiling,
+        n_scored=int(kept.sum()),
+        n_degenerate=int(group.degenerate.sum()),
+    )
 
 
-def _measure_score(name: str, group: Group) -> dict[str, Any]:
+def _metric_score(name: str, group: Group) -> MetricScore:
     chosen = MEASURES.find(name)
     measure, settings = chosen.entry, chosen.settings
     values = group.measures[name]
@@ -104,40 +97,31 @@ def _measure_score(name: str, group: Group) -> dict[str, Any]:
     if defined:
         detail = None if curve is None else torch.from_numpy(curve)
         value = measure.data_set_score(torch.from_numpy(values), detail, settings)
-    return {
-        "value": value,
-        "better": measure.better,
-        "settings": settings,
-        "defined": defined,
-        "curve": None if curve is None or not defined else [_mean_of_defined(column) for column in curve.T],
-    }
+    return MetricScore(
+        value=value,
+        better=measure.better,
+        settings=settings,
+        defined=defined,
+        curve=None if curve is None or not defined else [_mean_of_defined(column) for column in curve.T],
+    )
 
 
 def _mean_of_defined(values: Array) -> float | None:
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else None
+    return _mean(values[~np.isnan(values)])
 
 
-def compare(first: Group, second: Group, protocol: str, ceiling: float | None, seed: int) -> dict[str, Any]:
-    """Paired comparison of two checkpoints on the images both are scored on: second minus first.
-
-    Returns:
-        `difference` of the alignments, its bootstrap `interval` (95 %, images resampled), `wilcoxon_p`
-        (two-sided signed-rank test, None when no pair differs), `improved` (share of images with a higher
-        value; ties count half) and `n_pairs`.
-    """
+def compare(first: Group, second: Group, protocol: str, ceiling: float | None, seed: int) -> Gain:
+    """Paired comparison of two checkpoints on the images both are scored on: second minus first."""
     a, b = _paired(first, second, protocol)
     gain = b - a
-    between = interval(gain, seed)
     unit = ceiling or 1.0
-    p = float(stats.wilcoxon(gain).pvalue) if np.any(gain != 0) else None
-    return {
-        "difference": _divided(_mean(gain), unit),
-        "interval": None if between is None else [between[0] / unit, between[1] / unit],
-        "wilcoxon_p": p,
-        "improved": None if not len(gain) else float((gain > 0).mean() + (gain == 0).mean() / 2),
-        "n_pairs": len(gain),
-    }
+    return Gain(
+        difference=_divided(_mean(gain), unit),
+        interval=_span(interval(gain, seed), unit),
+        wilcoxon_p=float(stats.wilcoxon(gain).pvalue) if np.any(gain != 0) else None,
+        improved=None if not len(gain) else float((gain > 0).mean() + (gain == 0).mean() / 2),
+        n_pairs=len(gain),
+    )
 
 
 def _paired(first: Group, second: Group, protocol: str) -> tuple[Array, Array]:
@@ -164,3 +148,7 @@ def _mean(values: Array) -> float | None:
 
 def _divided(value: float | None, unit: float) -> float | None:
     return None if value is None else value / unit
+
+
+def _span(between: tuple[float, float] | None, unit: float) -> list[float] | None:
+    return None if between is None else [between[0] / unit, between[1] / unit]

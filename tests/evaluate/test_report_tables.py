@@ -1,6 +1,7 @@
 """What a report says where there are no human maps, its ranks, and its curves."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from PIL import Image
 
 from evaluate.cli.main import main
 from evaluate.report.charts import measure_curves
-from evaluate.report.tables import measure_table
+from evaluate.report.tables import metric_table
+from tests.evaluate.results import make_metric, make_results, make_score
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +49,15 @@ def test_every_map_can_be_hidden(folder):
 
 
 def item(checkpoint, explainer, gain, drop, seconds):
-    measures = {
-        "average_gain": {"value": gain, "better": "higher"},
-        "average_drop": {"value": drop, "better": "lower"},
-    }
-    return {"checkpoint": checkpoint, "explainer": explainer, "measures": measures, "seconds_per_image": seconds}
+    metrics = {"average_gain": make_metric(gain), "average_drop": make_metric(drop, "lower")}
+    return make_score(checkpoint, explainer, measures=metrics, seconds_per_image=seconds)
 
 
 def test_ranks_stay_within_a_checkpoint_follow_the_direction_and_are_shared_by_what_reads_the_same():
     scores = [item("a", "x", 3.0, 3.0, 0.5), item("a", "y", 1.0, 1.0, None), item("a", "z", 3.00001, None, 0.25)]
-    _, head, rows = measure_table([*scores, {**scores[0], "measures": {}}, item("b", "x", 0.0, 0.0, 9.0)])
+    _, head, rows = metric_table(
+        make_results([*scores, replace(scores[0], measures={}), item("b", "x", 0.0, 0.0, 9.0)])
+    )
     assert head[2:] == [
         "average_gain (higher is better)",
         "average_drop (lower is better)",
@@ -72,9 +73,9 @@ def test_ranks_stay_within_a_checkpoint_follow_the_direction_and_are_shared_by_w
 
 @pytest.mark.parametrize("better", ["higher", "lower"])
 def test_curves_of_many_explainers_differ_in_look_and_are_named_best_first(better):
-    found = [{"value": n / 20, "better": better, "curve": [0, n]} for n in range(20)]
-    scores = [{"checkpoint": "net", "explainer": f"e{n}", "measures": {"m": f}} for n, f in enumerate(found)]
-    figure = measure_curves(scores, "m")
+    found = [make_metric(n / 20, better, [0, n]) for n in range(20)]
+    scores = [make_score("net", f"e{n}", measures={"m": f}) for n, f in enumerate(found)]
+    figure = measure_curves(scores, "m", ("share", "probability"))
     lines = figure.axes[0].lines
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 20
     names = [text.get_text().split()[1] for text in figure.legends[0].get_texts()]

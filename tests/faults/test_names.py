@@ -20,6 +20,7 @@ from evaluate.cli.main import main
 from evaluate.report.charts import accuracy_scatter, bar_chart, measure_curves
 from evaluate.report.markdown import markdown_page
 from tests.evaluate.conftest import save_untrained
+from tests.evaluate.results import make_metric, make_score
 from train.runs.run_folder import RunFolder
 from train.watching.monitor import Monitor
 
@@ -132,12 +133,15 @@ def test_every_table_in_markdown_keeps_its_columns(report):
 
 
 def item(name):
-    curve = {"insertion": {"value": 0.5, "better": "higher", "curve": [0.0, 0.5, 1.0]}}
-    return {"checkpoint": name, "model": name, "explainer": "grad_cam", "protocol": "paper", "alignment": 0.5,
-            "interval": [0.4, 0.6], "top1": 50.0, "ceiling": None, "measures": curve}  # fmt: skip
+    curve = {"insertion": make_metric(0.5, curve=[0.0, 0.5, 1.0])}
+    return make_score(name, "grad_cam", name, alignment=0.5, interval=[0.4, 0.6], measures=curve)
 
 
-@pytest.mark.parametrize("draw", [bar_chart, accuracy_scatter, lambda scores: measure_curves(scores, "insertion")])
+def curves(scores):
+    return measure_curves(scores, "insertion", ("share", "probability"))
+
+
+@pytest.mark.parametrize("draw", [bar_chart, accuracy_scatter, curves])
 @pytest.mark.parametrize("name", map(one_line, NAMES))
 def test_figures_draw_a_name_as_it_is(draw, name, tmp_path):
     figure = draw([item(name)])
