@@ -17,6 +17,7 @@ class ClickMeData(EvalData):
     """ClickMe photographs and human maps (see `common.data.clickme`)."""
 
     name = "clickme"
+    layout = "val-0.tfrecords ... val-16.tfrecords, or the Parquet that `python -m evaluate.clickme convert` wrote"
     ceiling = HUMAN_CEILING
 
     def __init__(self, root: Path) -> None:

@@ -1,10 +1,55 @@
-"""The data sets by the names that people type."""
+"""The data sets by the names that people type; a new one is a file beside this and a line here."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+from common.errors import UserError
 from evaluate.data.clickme import ClickMeData
 from evaluate.data.folder import FolderData
-from evaluate.data.interface import EvalData
+from evaluate.data.interface import EvalData, ModelView, Source
+from evaluate.data.records import HubData, ParquetData, WebdatasetData
 from evaluate.data.scenes import ScenesData
 
-DATA_SETS: dict[str, type[EvalData]] = {"clickme": ClickMeData, "scenes": ScenesData, "imagefolder": FolderData}
+DATA_SETS: dict[str, type[EvalData]] = {
+    data.name: data
+    for data in (
+        ClickMeData,
+        ScenesData,
+        FolderData,
+        HubData,
+        ParquetData,
+        WebdatasetData,
+    )
+}
+
+
+def typed_names() -> list[str]:
+    """What `--data` takes."""
+    return [f"{name}:{data.pattern}" if data.pattern else name for name, data in DATA_SETS.items()]
+
+
+def find_data(text: str) -> type[EvalData]:
+    """The data set that a text such as `clickme` or `parquet:PATTERN` names.
+
+    Raises:
+        UserError: there is none of that name, or what must follow the name is missing, or follows it uncalled for.
+    """
+    name, colon, pattern = text.partition(":")
+    data = DATA_SETS.get(name)
+    if data is None or bool(data.pattern) != bool(pattern) or (colon and not pattern):
+        raise UserError(f"--data {text}: no such data set; there are {', '.join(typed_names())}")
+    return data
+
+
+def open_data(text: str, root: Path | None = None, labels: Path | None = None) -> Callable[[ModelView], EvalData]:
+    """How to get the data set for a model, see `EvalData.opener`.
+
+    Raises:
+        UserError: there is none of that name, or its folder is missing, or it cannot be read.
+    """
+    data = find_data(text)
+    if data.layout and root is None:
+        raise UserError(f"--data {text} needs --data-root DIR, the folder that holds {data.layout}")
+    return data.opener(Source(root or Path(), text.partition(":")[2], labels))
