@@ -268,7 +268,9 @@ def open_pattern(kind: str, pattern: str, root: str | Path | None, more: Sequenc
     place = str(Path(root or ".") / pattern)
     paths = sorted(glob.glob(place, recursive=True))
     if not paths:
-        raise UserError(f"{kind}: no file fits {place!r}; quote the pattern in the shell, and give the folder it starts from")
+        raise UserError(
+            f"{kind}: no file fits {place!r}; quote the pattern in the shell, and give the folder it starts from"
+        )
     check_files([Path(path) for path in paths], place)
     if kind == "parquet":
         return ShardRecords([ParquetShard(path, more) for path in paths])

@@ -141,9 +141,7 @@ def load_splits(name: str) -> dict[str, datasets.Dataset]:
     return {str(split): part for split, part in found.items()} if isinstance(found, dict) else {"train": found}
 
 
-def split_records(
-    found: dict[str, datasets.Dataset], name: str, split: str, more: Sequence[str] = ()
-) -> TableRecords:
+def split_records(found: dict[str, datasets.Dataset], name: str, split: str, more: Sequence[str] = ()) -> TableRecords:
     """The rows of a split, with the columns `more` where it has them.
 
     Raises:

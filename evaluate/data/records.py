@@ -16,6 +16,7 @@ from common.data.folders import imagenet_places, names_of_classes
 from common.data.records import Records
 from common.data.shards import ShardRecords, open_pattern
 from common.errors import UserError
+from common.text import one_line
 from evaluate.data.interface import EvalData, ModelView, Picture, Source, hash_of, state_of
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class RecordsData(EvalData):
         self.places: list[int] | None = None
         if records.classes is not None:
             self.places, self.num_classes = _places(records.classes, model, self.name)
-        self.class_names = names_of_classes(self.num_classes, model.classes or records.classes)
+        names = next((n for n in (model.classes, records.classes) if n and len(n) == self.num_classes), None)
+        self.class_names = names_of_classes(self.num_classes, None if names is None else list(names))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -89,9 +91,9 @@ class _ShardData(RecordsData):
     records: ShardRecords
 
     def image_id(self, index: int) -> str:
-        """File and place in it, such as "val-0/00003"."""
+        """File and place in it, such as "val-0.parquet/00003"."""
         shard, place = self.records.locate(index)
-        return f"{Path(os.path.relpath(self._files[shard], self._top)).with_suffix('')}/{place:05d}"
+        return one_line(f"{os.path.relpath(self._files[shard], self._top)}/{place:05d}")
 
     def fingerprint(self) -> str:
         """Hash of the files' names, sizes and times of modification."""
@@ -159,7 +161,7 @@ def _places(names: Sequence[str], model: ModelView, where: str) -> tuple[list[in
     if classes is not None and len(set(classes)) == len(classes) and set(names) <= set(classes):
         return [classes.index(name) for name in names], len(classes)
     if len(names) == model.num_classes:
-        if classes is not None and len(classes) != 1000:
+        if classes is not None and classes != tuple(names) and len(names) != 1000:
             raise UserError(
                 f"{where} has the classes {', '.join(names[:5])}, ..., the checkpoint {', '.join(classes[:5])}, ...; "
                 "evaluate it on the data it was trained for"

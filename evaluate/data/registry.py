@@ -30,16 +30,22 @@ def typed_names() -> list[str]:
     return [f"{name}:{data.pattern}" if data.pattern else name for name, data in DATA_SETS.items()]
 
 
-def find_data(text: str) -> type[EvalData]:
+def find_data(text: str, root: Path | None = None) -> type[EvalData]:
     """The data set that a text such as `clickme` or `parquet:PATTERN` names.
 
+    Args:
+        text: `--data`.
+        root: `--data-root`.
+
     Raises:
-        UserError: there is none of that name, or what must follow the name is missing, or follows it uncalled for.
+        UserError: there is none of that name, or its pattern or its folder is not given.
     """
     name, colon, pattern = text.partition(":")
     data = DATA_SETS.get(name)
-    if data is None or bool(data.pattern) != bool(pattern) or (colon and not pattern):
-        raise UserError(f"--data {text}: no such data set; there are {', '.join(typed_names())}")
+    if data is None or bool(colon) != bool(data.pattern) or bool(pattern) != bool(data.pattern):
+        raise UserError(f"--data {text}: take one of {', '.join(typed_names())}")
+    if data.layout and root is None:
+        raise UserError(f"--data {text} needs --data-root DIR, the folder that holds {data.layout}")
     return data
 
 
@@ -47,9 +53,6 @@ def open_data(text: str, root: Path | None = None, labels: Path | None = None) -
     """How to get the data set for a model, see `EvalData.opener`.
 
     Raises:
-        UserError: there is none of that name, or its folder is missing, or it cannot be read.
+        UserError: see `find_data`, or it is not there, or cannot be read.
     """
-    data = find_data(text)
-    if data.layout and root is None:
-        raise UserError(f"--data {text} needs --data-root DIR, the folder that holds {data.layout}")
-    return data.opener(Source(root or Path(), text.partition(":")[2], labels))
+    return find_data(text, root).opener(Source(root or Path(), text.partition(":")[2], labels))
