@@ -25,7 +25,8 @@ from evaluate.data.clickme import ClickMeData
 from evaluate.data.interface import ModelView
 from evaluate.data.loader import load_batches
 from evaluate.data.registry import DATA_SETS, open_data
-from tests.evaluate.conftest import jpeg
+from evaluate.data.scenes import ScenesData
+from tests.evaluate.conftest import jpeg, save_untrained
 
 SIZES = ((40, 30), (30, 40), (24, 24), (50, 20), (33, 31))
 BOXES = [[1, 2, 20, 18], [0, 0, 30, 40], [5, 5, 5, 9], [10, 1, 12, 3], [2, 2, 4, 4]]
@@ -316,3 +317,26 @@ def test_a_row_of_parquet_that_does_not_decode_is_named(clickme_root, tmp_path):
 def test_the_registry_knows_each_data_set_by_the_name_it_bears():
     assert all(name == data.name for name, data in DATA_SETS.items())
     assert {name for name, data in DATA_SETS.items() if data.layout} == {"clickme", "imagefolder"}
+
+
+# --- data that depend on the model ------------------------------------------------------------------------------
+
+
+def test_each_checkpoint_keeps_its_own_scenes(tmp_path):
+    """Two models of one run that take images of other sizes: neither gets the data or the fingerprint of the other."""
+    sizes = {"small": 48, "large": 80}
+    for name, size in sizes.items():
+        save_untrained(tmp_path / name, transform=ModelTransform(size, size))
+    given = ["--ckpt", *(str(tmp_path / name) for name in sizes), "--data", "scenes", "--limit", "4", "--workers", "0"]
+    given += ["--explainer", "grad_cam", "--metric", "energy_pointing"]
+    assert main([*given, "--out", str(tmp_path / "both")]) == 0
+    scores = json.loads((tmp_path / "both" / "scores.json").read_text())
+    told = {score["checkpoint"]: score["data"]["fingerprint"] for score in scores}
+    assert told == {name: ScenesData(size).fingerprint() for name, size in sizes.items()}
+    assert told["small"] != told["large"]
+    both = pq.read_table(tmp_path / "both" / "per_image.parquet").to_pylist()
+    for name in sizes:
+        alone = [*given[:1], str(tmp_path / name), *given[3:], "--out", str(tmp_path / f"{name} alone")]
+        assert main(alone) == 0
+        rows = pq.read_table(tmp_path / f"{name} alone" / "per_image.parquet").to_pylist()
+        assert [row for row in both if row["checkpoint"] == name] == rows and len(rows) == 4
