@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class _ShardData(RecordsData):
         records = open_pattern(cls.name, source.pattern, source.root, BOX_COLUMNS)
 
         @cache
-        def opened(model: ModelView) -> Self:
+        def opened(model: ModelView) -> _ShardData:
             data = cls(records, records.more, model)
             data.place = str(source.root.resolve() / source.pattern)
             return data

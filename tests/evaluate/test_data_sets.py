@@ -193,7 +193,7 @@ def test_the_fingerprint_tells_other_data_from_the_same(write, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nonsense", "--data nonsense: take one of clickme, scenes, imagefolder, hf:REPOSITORY, parquet:PATTERN, web"),
+        ("nonsense", "--data nonsense: take one of clickme, imagefolder, hf:REPOSITORY, parquet:PATTERN, webdatase"),
         ("parquet", "--data parquet: take one of"),
         ("parquet:", "--data parquet:: take one of"),
         ("scenes:jpeg", "--data scenes:jpeg: take one of"),
