@@ -8,11 +8,10 @@ import torch
 
 from common.errors import UserError
 from evaluate.cli.main import main
-from evaluate.data import interface as data_module
+from evaluate.data import loader as loading
 from evaluate.data.loader import load_batches
 from evaluate.data.scenes import ScenesData
 from evaluate.network.subject import load_subject
-from evaluate.report.gallery import GalleryItem
 from evaluate.run.measure import Unmeasurable, measure
 from evaluate.run.options import RunOptions
 from evaluate.run.pictures import gallery_column
@@ -27,7 +26,7 @@ def given(checkpoint, monkeypatch):
 @pytest.fixture
 def loaders(monkeypatch):
     """How many batches each loader that is made is asked for."""
-    made, loader = [], data_module.DataLoader
+    made, loader = [], loading.DataLoader
 
     def counted(items, batch_sampler, **kwargs):
         made.append([len(batch) for batch in batch_sampler])
@@ -69,7 +68,7 @@ def test_parts_that_are_finished_are_not_read_again(given, read, tmp_path, capsy
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_images_that_are_left_out_stay_with_their_part(given, tmp_path, monkeypatch, capsys, workers):
     picture = ScenesData.picture
-    indices = data_module.choose_indices(1000, 14, 0).tolist()
+    indices = loading.choose_indices(1000, 14, 0).tolist()
     damaged = {*indices[4:8], indices[13]}  # all of the second part, and the last
 
     def some(self, index):
@@ -140,7 +139,7 @@ def test_a_batch_that_does_not_fit_is_measured_in_halves_and_so_are_those_after_
 
 def test_the_gallery_is_made_in_halves_too(checkpoint):
     data, subject = ScenesData(64, 8), load_subject(str(checkpoint))
-    options, items = RunOptions(("grad_cam",), batch_size=8, workers=0), [GalleryItem(n, "") for n in range(8)]
+    options, items = RunOptions(("grad_cam",), batch_size=8, workers=0), list(range(8))
     expected = gallery_column(subject, data, items, options)
     subject.model = Hungry(subject.model, 3, OUT)
     found = gallery_column(subject, data, items, options)
