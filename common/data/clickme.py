@@ -9,6 +9,7 @@ data set turn batches of them into what the original TensorFlow pipeline gives, 
 import os
 import re
 from bisect import bisect_right
+from collections.abc import Collection
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -68,6 +69,9 @@ class ClickMe(Dataset[Record]):
             record raises it too, where the checksum fails, a feature is missing, or a picture does not decode.
     """
 
+    left_out = 0
+    """Records that a conversion left out."""
+
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.shards: list[Path] = find_shards(Path(root).expanduser())
         check_files(self.shards)
@@ -80,10 +84,7 @@ class ClickMe(Dataset[Record]):
     @property
     def missing_shards(self) -> list[str]:
         """Names of the published shards that are not there: a score over the rest is partial."""
-        split = self.shards[0].stem.partition("-")[0]
-        present = {shard.name for shard in self.shards}
-        names = [f"{split}-{number}.tfrecords" for number in range(PUBLISHED_SHARDS.get(split, 0))]
-        return [name for name in names if name not in present]
+        return absent_shards({shard.name for shard in self.shards})
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -114,6 +115,19 @@ class ClickMe(Dataset[Record]):
 
 def find_shards(root: Path) -> list[Path]:
     """The shards `ClickMe(root)` reads, in the order of their numbers; UserError where there are none."""
+    if found := shards_in(root):
+        return found
+    state = "holds no ClickMe shards" if root.is_dir() else "does not exist"
+    if any(path.suffix.lower() in SUFFIXES for pattern in ("*", "*/*") for path in root.glob(pattern)):
+        raise UserError(f"{root} {state}, but pictures: give --data imagefolder for them")
+    raise UserError(
+        f"{root} {state}. Expected {root}/val-0.tfrecords ... val-16.tfrecords (or in {root}/val/), as "
+        f"published at https://{PUBLISHED_AT}/val/val-0.tfrecords and so on: python -m evaluate.clickme download."
+    )
+
+
+def shards_in(root: Path) -> list[Path]:
+    """The shards at a place, in the order of their numbers, if there are any; a file is taken for one."""
     if root.is_file():
         return [root]
     for split in PUBLISHED_SHARDS:
@@ -125,24 +139,30 @@ def find_shards(root: Path) -> list[Path]:
             }
             if found:
                 return [found[number] for number in sorted(found)]
-    state = "holds no ClickMe shards" if root.is_dir() else "does not exist"
-    if any(path.suffix.lower() in SUFFIXES for pattern in ("*", "*/*") for path in root.glob(pattern)):
-        raise UserError(f"{root} {state}, but pictures: give --data imagefolder for them")
-    raise UserError(
-        f"{root} {state}. Expected {root}/val-0.tfrecords ... val-16.tfrecords (or in {root}/val/), as "
-        f"published at https://{PUBLISHED_AT}/val/val-0.tfrecords and so on."
-    )
+    return []
+
+
+def absent_shards(present: Collection[str]) -> list[str]:
+    """Names of the published shards, of the split that some come from, that are not among them."""
+    split = min(present).partition("-")[0]
+    names = [f"{split}-{number}.tfrecords" for number in range(PUBLISHED_SHARDS.get(split, 0))]
+    return [name for name in names if name not in present]
 
 
 def _decode_record(payload: bytes, image_id: str) -> Record:
     """Raises ValueError, saying what is wrong with the record."""
     features = parse_example(payload)
-    image = _decode_jpeg("image", _single(features, "image", bytes), "RGB")
-    heatmap = _decode_jpeg("heatmap", _single(features, "heatmap", bytes), "GRAY")[:, :, 0]
-    label = _single(features, "label", int)
+    image, heatmap = (_single(features, name, bytes) for name in ("image", "heatmap"))
+    return make_record(image, heatmap, _single(features, "label", int), image_id)
+
+
+def make_record(image: bytes, heatmap: bytes, label: int, image_id: str) -> Record:
+    """A record of its JPEG files and its label; raises ValueError, saying what is wrong with them."""
+    pixels = _decode_jpeg("image", image, "RGB")
+    human = _decode_jpeg("heatmap", heatmap, "GRAY")[:, :, 0]
     if not 0 <= label < NUM_CLASSES:
         raise ValueError(f"its label is {label}, not an ImageNet class from 0 to {NUM_CLASSES - 1}")
-    return Record(image, heatmap, label, image_id)
+    return Record(pixels, human, label, image_id)
 
 
 def _single(features: dict[str, list[Value]], name: str, kind: type[T]) -> T:

@@ -14,7 +14,7 @@ import json
 import os
 import tarfile
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -38,19 +38,30 @@ _UNREADABLE = (OSError, ValueError, IndexError, KeyError, pa.ArrowException)
 class Shard(Protocol):
     """One file of pictures."""
 
+    path: str
     blocks: list[int]
     """Pictures in each block that is read together."""
     classes: list[str] | None
     """Class names, if the file tells."""
+    more: list[str]
+    """Which of the further columns that were asked for it has."""
 
     def read(self, index: int) -> Record:
         """The picture of an index within the shard."""
 
 
 class ParquetShard:
-    """A parquet file with a column of encoded pictures (bytes, or a struct with `bytes`) and one of labels."""
+    """A parquet file with a column of encoded pictures (bytes, or a struct with `bytes`) and one of labels.
 
-    def __init__(self, path: str) -> None:
+    Args:
+        path: of the file.
+        more: further columns to read where it has them.
+
+    Raises:
+        UserError: it is no Parquet file, or lacks one of the two columns.
+    """
+
+    def __init__(self, path: str, more: Sequence[str] = ()) -> None:
         self.path = path
         try:
             with pq.ParquetFile(path) as file:
@@ -59,6 +70,7 @@ class ParquetShard:
                 self.picture = _column(schema, path, "pictures", _holds_bytes)
                 self.label = _column(schema, path, "labels", pa.types.is_integer)
                 self.classes = _class_names(schema, self.label)
+                self.more = [name for name in more if name in schema.names]
         except _UNREADABLE as error:
             raise UserError(f"{path} is not a readable parquet file: {first_line(error)}") from error
         if min(self.blocks, default=0) < 0:
@@ -70,19 +82,20 @@ class ParquetShard:
         block = bisect_right(self.starts, index) - 1
         row, where = index - self.starts[block], f"{self.path}, row {index}"
         try:
-            pictures, labels = _read_row_group(self.path, block, self.picture, self.label)
-            picture, label = pictures[row].as_py(), labels[row].as_py()
+            columns = _read_row_group(self.path, block, (self.picture, self.label, *self.more))
+            picture, label, *more = (column[row].as_py() for column in columns)
         except _UNREADABLE as error:
             seen = f"row group {block} is damaged ({first_line(error)})"
             raise UserError(f"{where}: {seen}; get the shard again") from error
-        return checked_record(picture["bytes"] if isinstance(picture, dict) else picture, label, where)
+        content = picture["bytes"] if isinstance(picture, dict) else picture
+        return checked_record(content, label, where, dict(zip(self.more, more)))
 
 
 @lru_cache(maxsize=4)  # a batch lies in few row groups
-def _read_row_group(path: str, block: int, picture: str, label: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+def _read_row_group(path: str, block: int, names: tuple[str, ...]) -> list[pa.ChunkedArray]:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        table = file.read_row_group(block, columns=[picture, label])
-    return table.column(picture), table.column(label)
+        table = file.read_row_group(block, columns=list(names))
+    return [table.column(name) for name in names]
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -110,48 +123,62 @@ def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
 
 
 class TarShard:
-    """A webdataset tar: for each key a picture (KEY.jpg, .png, ...) and a label (KEY.cls, or `label` in KEY.json)."""
+    """A webdataset tar: for each key a picture (KEY.jpg, .png, ...) and a label (KEY.cls, or `label` in KEY.json).
+
+    Args:
+        path: of the file.
+        more: further keys of KEY.json to read where the first sample has them.
+
+    Raises:
+        UserError: it is no whole tar file, or a picture has no label.
+    """
 
     classes: list[str] | None = None
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, more: Sequence[str] = ()) -> None:
         self.path = path
         try:
-            pictures, labels = _read_members(path)
+            pictures, labels, notes = _read_members(path)
         except (OSError, ValueError, tarfile.TarError) as error:
             raise UserError(f"{path} is not a whole, uncompressed tar file: {first_line(error)}") from error
         unlabelled = [key for key in pictures if key not in labels]
         if unlabelled or not pictures:
             first = f"{unlabelled[0].lstrip('/')} has no .cls or .json" if unlabelled else "it holds no pictures"
             raise UserError(f"{path}: {first}; a webdataset has KEY.jpg and KEY.cls for every sample")
-        self.samples = np.array([(*pictures[key], *labels[key]) for key in pictures], dtype=np.int64)
+        spans = [(*pictures[key], *labels[key], *notes.get(key, (0, 0))) for key in pictures]
+        self.samples = np.array(spans, dtype=np.int64)
         count = len(self.samples)
         self.blocks = [min(_TAR_BLOCK, count - i) for i in range(0, count, _TAR_BLOCK)]
+        self.more = list(more)
+        self.more = list(self.read(0).more) if more else []
 
     def read(self, index: int) -> Record:
         """See `Shard`."""
-        offset, size, label_offset, label_size, in_json = (int(n) for n in self.samples[index])
+        offset, size, label_offset, label_size, in_json, note_offset, note_size = (int(n) for n in self.samples[index])
         where = f"{self.path}, sample {index}"
         try:
             with open(self.path, "rb") as file:
                 content = os.pread(file.fileno(), size, offset)
                 text = os.pread(file.fileno(), label_size, label_offset)
+                note = os.pread(file.fileno(), note_size, note_offset) if self.more else b""
             label = json.loads(text)["label"] if in_json else int(text)
+            notes = json.loads(note) if note else {}
+            more = {name: notes[name] for name in self.more if name in notes}
         except OSError as error:
             raise UserError(f"{where} cannot be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{where}: {text[:40]!r} is no label") from error
         if len(content) < size:
             raise UserError(f"{where}: the shard ends within the picture; get the shard again")
-        return checked_record(content, label, where)
+        return checked_record(content, label, where, more)
 
 
 _Span = tuple[int, int]
 """Offset and size."""
 
 
-def _read_members(path: str) -> tuple[dict[str, _Span], dict[str, tuple[int, int, bool]]]:
-    """Where the picture and the label of each key lie, and whether the label is in a JSON.
+def _read_members(path: str) -> tuple[dict[str, _Span], dict[str, tuple[int, int, bool]], dict[str, _Span]]:
+    """Where the picture, the label and the JSON of each key lie, and whether the label is in the JSON.
 
     Raises:
         OSError, ValueError, tarfile.TarError: it is no whole tar file.
@@ -172,7 +199,8 @@ def _read_members(path: str) -> tuple[dict[str, _Span], dict[str, tuple[int, int
         if os.pread(shard.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):  # tarfile says nothing
             raise UserError(f"{path} is cut off at byte {end}, it has no end mark; get the shard again")
     labels = {key: (*span, True) for key, span in found["json"].items()}
-    return found["picture"], labels | {key: (*span, False) for key, span in found["cls"].items()}
+    labels |= {key: (*span, False) for key, span in found["cls"].items()}
+    return found["picture"], labels, found["json"]
 
 
 class ShardRecords:
@@ -180,18 +208,24 @@ class ShardRecords:
 
     labels: NDArray[np.int64] | None = None  # they are read with the pictures
 
-    def __init__(self, shards: list[Shard]) -> None:
+    def __init__(self, shards: Sequence[Shard]) -> None:
         self.shards = shards
         self.starts = [0, *accumulate(sum(shard.blocks) for shard in shards)]
         self.classes = shards[0].classes
+        self.more = [name for name in shards[0].more if all(name in shard.more for shard in shards)]
 
     def __len__(self) -> int:
         return self.starts[-1]
 
     def read(self, index: int) -> Record:
         """See `Records`."""
+        shard, place = self.locate(index)
+        return self.shards[shard].read(place)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """The shard of a picture, and its place in it."""
         shard = bisect_right(self.starts, index) - 1
-        return self.shards[shard].read(index - self.starts[shard])
+        return shard, index - self.starts[shard]
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """See `Records`; see the head of this file for how it stays within shards."""
@@ -213,16 +247,31 @@ def open_shards(kind: str, pattern: str, data: Places) -> tuple[Records, Records
     Raises:
         UserError: no file fits, a shard is damaged or lacks pictures or labels, or is not what `manifest.json` lists.
     """
-    train = _open_pattern(kind, pattern, data.root)
+    train = open_pattern(kind, pattern, data.root)
     if data.val_root:
-        return train, _open_pattern(kind, data.val_root, data.root)
+        return train, open_pattern(kind, data.val_root, data.root)
     return hold_out(train, data.val_fraction, f"{kind}:{pattern}")
 
 
-def _open_pattern(kind: str, pattern: str, root: str | None) -> ShardRecords:
+def open_pattern(kind: str, pattern: str, root: str | Path | None, more: Sequence[str] = ()) -> ShardRecords:
+    """All pictures of the shards that fit a pattern.
+
+    Args:
+        kind: `parquet` or `webdataset`.
+        pattern: of local files, with `*`, `?` and `**`.
+        root: the folder where a relative pattern starts; by default the current one.
+        more: further columns, or keys of KEY.json, to read where every shard has them.
+
+    Raises:
+        UserError: see `open_shards`.
+    """
     place = str(Path(root or ".") / pattern)
     paths = sorted(glob.glob(place, recursive=True))
     if not paths:
-        raise UserError(f"{kind}: no file fits {place!r}; quote the pattern in the shell, and data.root is its folder")
+        raise UserError(
+            f"{kind}: no file fits {place!r}; quote the pattern in the shell, and give the folder it starts from"
+        )
     check_files([Path(path) for path in paths], place)
-    return ShardRecords([ParquetShard(path) if kind == "parquet" else TarShard(path) for path in paths])
+    if kind == "parquet":
+        return ShardRecords([ParquetShard(path, more) for path in paths])
+    return ShardRecords([TarShard(path, more) for path in paths])

@@ -14,7 +14,7 @@ from evaluate.cli.options import (
     add_model_options,
     add_out_options,
 )
-from evaluate.data.registry import DATA_SETS
+from evaluate.data.registry import typed_names
 from evaluate.explainers.registry import EXPLAINERS
 from evaluate.maps.frames import PROTOCOLS
 from evaluate.metrics.registry import MEASURES
@@ -49,8 +49,9 @@ def parser() -> ArgumentParser:
     what.add_argument("--study", type=STUDIES.find, metavar=f"{{{','.join(STUDIES)}}}", help=study)
     what.add_argument("--weights-dir", type=Path, help="--study: folder of weight files to take before any download")
     what.add_argument("--dry-run", action="store_true", help="--study: print what would be downloaded and computed")
-    what.add_argument("--data", choices=DATA_SETS, default="clickme", help="default: %(default)s")
-    what.add_argument("--data-root", type=Path, help="folder of the data set (not for scenes)")
+    names = f"default: %(default)s; there are {', '.join(typed_names())}"
+    what.add_argument("--data", default="clickme", metavar="NAME", help=names)
+    what.add_argument("--data-root", type=Path, help="folder of the data set; where a relative PATTERN starts")
     what.add_argument("--labels", type=Path, help="imagefolder: CSV with columns file, label (no class folders)")
     what.add_argument("--limit", type=int, help="a seeded random subset of so many images; scores are marked partial")
     how = p.add_argument_group("how")

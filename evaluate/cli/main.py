@@ -8,18 +8,14 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import cache
 
 from common.errors import UserError
 from evaluate.cli import explain as photographs
 from evaluate.cli.arguments import BOUNDS, CKPT_HELP, parser
 from evaluate.cli.claim import claimed, folder_of
 from evaluate.cli.results import Run, files_of_run, write_results
-from evaluate.data.clickme import ClickMeData
-from evaluate.data.folder import FolderData
-from evaluate.data.interface import EvalData
-from evaluate.data.registry import DATA_SETS
-from evaluate.data.scenes import ScenesData
+from evaluate.data.interface import EvalData, ModelView
+from evaluate.data.registry import find_data, open_data
 from evaluate.network.micro_batch import MicroBatch
 from evaluate.network.requests import Checkpoints, Request, read_requests
 from evaluate.network.subject import Subject
@@ -66,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     question = run_question(plans, options, args.limit, args.seed)
     first, *others = checkpoints.requests
     called = args.study.label if args.study else first + f"-and-{len(others)}-more" * bool(others)
-    out = args.out or folder_of(question, called, args.data)
+    out = args.out or folder_of(question, called, args.data.partition(":")[0])
     claim = claimed(
         out,
         question,
@@ -122,10 +118,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--dry-run shows what --study would fetch and compute; give it with --study")
     if bool(args.ckpt) == bool(args.study):
         raise UserError(f"give either --ckpt CKPT... or --study {'|'.join(STUDIES)}; CKPT is a {CKPT_HELP}")
-    if args.data != "scenes" and args.data_root is None:
-        layout = "val-0.tfrecords ... val-16.tfrecords" if args.data == "clickme" else "class folders of pictures"
-        raise UserError(f"--data {args.data} needs --data-root DIR, the folder that holds {layout}")
-    if not DATA_SETS[args.data].has_human_maps:
+    if not find_data(args.data, args.data_root).has_human_maps:
         if args.compare:
             raise UserError(f"--compare compares alignment with human maps, which --data {args.data} has none of")
         for label in (chosen.label for chosen in args.explainer if "human" in chosen.entry.needs):
@@ -153,20 +146,15 @@ def _requests(args: argparse.Namespace) -> tuple[list[Request], list[tuple[str, 
 
 
 def _opener(args: argparse.Namespace) -> Callable[[Subject], EvalData]:
-    """The data set for a model; models that see it alike share one.
+    """The data set for a model.
 
     Raises:
         UserError: there is none.
     """
-    if args.data == "scenes":
-        scenes = cache(ScenesData)
-        return lambda subject: scenes(subject.transform.resize)
-    if args.data == "clickme":
-        clickme = ClickMeData(args.data_root)
-        return lambda subject: clickme
+    opened = open_data(args.data, args.data_root, args.labels)
 
-    @cache
-    def folder(num_classes: int, classes: tuple[str, ...] | None) -> FolderData:
-        return FolderData(args.data_root, args.labels, num_classes, None if classes is None else list(classes))
+    def of_model(subject: Subject) -> EvalData:
+        classes = None if subject.classes is None else tuple(subject.classes)
+        return opened(ModelView(subject.transform.resize, subject.num_classes, classes))
 
-    return lambda subject: folder(subject.num_classes, None if subject.classes is None else tuple(subject.classes))
+    return of_model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from common.atomic import atomic_folder, write_text
 from common.data.clickme import PUBLISHED_AT, ClickMe, find_shards
+from common.data.clickme_table import LEFT_OUT, SPLITS
 from common.data.folders import names_of_classes
 from common.data.manifest import write_manifest
 from common.data.tfrecord import index_records, parse_example, read_record
@@ -24,8 +25,6 @@ from common.errors import UserError
 
 ROWS_IN_GROUP = 256
 """Rows written at a time, some 9 MB: what a conversion, or a reader of single rows, holds in memory."""
-SPLITS = {"val": "validation", "train": "train"}
-"""Names of the published splits, and what `datasets` calls them."""
 
 
 class Conversion(NamedTuple):
@@ -84,7 +83,7 @@ def convert(root: Path, to: Path, skip_bad: bool = False) -> Conversion:
         for number, shard in enumerate(shards):
             path = folder / "data" / f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
             rows = _rows(shard, bad if skip_bad else None, bar)
-            records += _write_parquet(path, rows, columns)
+            records += _write_parquet(path, rows, columns, bad)
         write_manifest(folder / "data", sorted(path.name for path in (folder / "data").iterdir()))
         write_text(folder / "README.md", _card(split, columns, records, len(bad), ClickMe(root).missing_shards))
     return Conversion(split, records, bad)
@@ -112,14 +111,15 @@ def _rows(shard: Path, bad: list[str] | None, bar: tqdm) -> Iterator[dict[str, A
         }
 
 
-def _write_parquet(path: Path, rows: Iterator[dict[str, Any]], columns: Features) -> int:
-    """Returns the number of rows."""
-    schema, count = columns.arrow_schema, 0
+def _write_parquet(path: Path, rows: Iterator[dict[str, Any]], columns: Features, bad: Sequence[str]) -> int:
+    """Returns the number of rows; `bad` grows as they are taken, and the file says by how many."""
+    schema, count, before = columns.arrow_schema, 0, len(bad)
     # JPEG does not shrink; a reader that looks at checksums finds what a disk has damaged.
     with pq.ParquetWriter(path, schema, compression="none", write_page_checksum=True) as writer:
         while group := list(islice(rows, ROWS_IN_GROUP)):
             writer.write_table(pa.Table.from_pylist(group, schema))
             count += len(group)
+        writer.add_key_value_metadata({LEFT_OUT: str(len(bad) - before)})
     return count
 
 

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.data.clickme import HUMAN_CEILING, ClickMe, blur_human_map, paper_image
+from common.data.clickme import HUMAN_CEILING, blur_human_map, paper_image
+from common.data.clickme_table import open_clickme
 from common.data.folders import names_of_classes
 from evaluate.data.interface import EvalData, Picture, hash_of, state_of
 
@@ -17,12 +18,15 @@ class ClickMeData(EvalData):
     """ClickMe photographs and human maps (see `common.data.clickme`)."""
 
     name = "clickme"
+    layout = "val-0.tfrecords ... val-16.tfrecords, or the Parquet that `python -m evaluate.clickme convert` wrote"
     ceiling = HUMAN_CEILING
 
     def __init__(self, root: Path) -> None:
-        self.records = ClickMe(root)
-        if absent := self.records.missing_shards:
-            self.missing_parts = f"{len(absent)} published shards absent"
+        self.records = open_clickme(root.expanduser())
+        absent, left_out = len(self.records.missing_shards), self.records.left_out
+        reasons = [f"{absent} published shards absent"] * bool(absent)
+        reasons += [f"{left_out} records left out by the conversion"] * bool(left_out)
+        self.missing_parts = "; ".join(reasons)
         self.class_names = names_of_classes(self.num_classes)
         self.place = str(root.resolve())
 

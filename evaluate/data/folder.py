@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from common.data.decoding import open_image
 from common.data.folders import imagenet_places, names_of_classes, scan_class_folders
 from common.errors import UserError
 from common.text import one_line
-from evaluate.data.interface import EvalData, Picture, hash_of, state_of
+from evaluate.data.interface import EvalData, ModelView, Picture, Source, hash_of, state_of
 from evaluate.data.labels import Box, read_labels
 
 
@@ -31,6 +32,7 @@ class FolderData(EvalData):
     """
 
     name = "imagefolder"
+    layout = "class folders of pictures"
     has_human_maps = False
 
     def __init__(
@@ -48,6 +50,16 @@ class FolderData(EvalData):
             self.files, self.labels, self.num_classes = _from_folders(root, classes)
         self.has_boxes = self.boxes is not None
         self.class_names = names_of_classes(self.num_classes, classes)
+
+    @classmethod
+    def opener(cls, source: Source) -> Callable[[ModelView], EvalData]:
+        """The folder with the labels that it has for a model."""
+
+        @cache
+        def opened(num_classes: int, classes: tuple[str, ...] | None) -> FolderData:
+            return cls(source.root, source.labels, num_classes, None if classes is None else list(classes))
+
+        return lambda model: opened(model.num_classes, model.classes)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
+
+
+class Source(NamedTuple):
+    """Where a data set lies, as it was typed."""
+
+    root: Path = Path()
+    """`--data-root`; the current folder where none is given."""
+    pattern: str = ""
+    """What follows the colon of `--data NAME:PATTERN`."""
+    labels: Path | None = None
+    """`--labels`: a table of labels."""
+
+
+class ModelView(NamedTuple):
+    """What a data set may depend on of the model that is to see it."""
+
+    size: int
+    """Side in pixels to which the model resizes an image."""
+    num_classes: int
+    classes: tuple[str, ...] | None = None
+    """Name of every class, in order of index, where the checkpoint says it."""
 
 
 class Picture(NamedTuple):
@@ -29,9 +50,18 @@ class Picture(NamedTuple):
 
 
 class EvalData(ABC):
-    """A data set to measure on; picklable, holding no pictures."""
+    """A data set to measure on; picklable, holding no pictures.
+
+    A data set that is one and the same for every model takes the folder as its only argument and is opened by what
+    stands here; another one has an `opener` of its own.
+    """
 
     name: str
+    """As people type it."""
+    layout: str = ""
+    """What the folder named by `--data-root` holds; empty where it needs none."""
+    pattern: str = ""
+    """What is typed after the name and a colon, in capitals; empty for nothing."""
     ceiling: float | None = None
     """Mean Spearman correlation between people, by which alignment is divided; None where there is none."""
     has_human_maps: bool = True
@@ -43,6 +73,16 @@ class EvalData(ABC):
     """Where it lies; empty for data that are made."""
     missing_parts: str = ""
     """What of the published data set is not there, in words; scores are then marked partial."""
+
+    @classmethod
+    def opener(cls, source: Source) -> Callable[[ModelView], EvalData]:
+        """The data set for a model; models that see it alike share one.
+
+        Raises:
+            UserError: it is not there, or none that can be read.
+        """
+        data = cls(source.root)  # type: ignore[call-arg]
+        return lambda model: data
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 from PIL import Image
 
 from common.data.scenes import CLASS_NAMES, SceneConfig, Scenes
-from evaluate.data.interface import EvalData, Picture, hash_of
+from evaluate.data.interface import EvalData, ModelView, Picture, Source, hash_of
 
 SCENES_COUNT = 1000
 
@@ -21,6 +24,12 @@ class ScenesData(EvalData):
         config = config or SceneConfig()
         self.scenes = Scenes(count, SceneConfig(size, config.difficulty, config.seed), "val")
         self.class_names = list(CLASS_NAMES)
+
+    @classmethod
+    def opener(cls, source: Source) -> Callable[[ModelView], EvalData]:
+        """Scenes of the size that a model takes."""
+        made = cache(cls)
+        return lambda model: made(model.size)
 
     def __len__(self) -> int:
         return len(self.scenes)

@@ -13,6 +13,13 @@ from evaluate.run.preflight import Plan
 
 CHUNK, SLOW_CHUNK = 2048, 32
 """Images of a part, what a killed run can lose: of the shared pass alone, and with methods of many passes."""
+ROWS_DEPEND_ON = (
+    "common/**/*.py",
+    *(f"evaluate/{room}/**/*.py" for room in ("data", "explainers", "maps", "metrics", "network", "run")),
+    "evaluate/named.py",
+    "evaluate/rows.py",
+)
+"""Code that makes rows; what comes after them (scores, report, the command) may change under finished parts."""
 
 
 def chunk_size(options: RunOptions) -> int:
@@ -21,12 +28,15 @@ def chunk_size(options: RunOptions) -> int:
     return SLOW_CHUNK if options.measures or families & {"perturbation", "optimisation"} else CHUNK
 
 
-def code_digest() -> str:
-    """Hash of the code that rows depend on, so that rows of other code are never mixed in."""
-    root = Path(__file__).parents[2]
+def code_digest(root: Path = Path(__file__).parents[2]) -> str:
+    """Hash of the code that rows depend on, so that rows of other code are never mixed in.
+
+    Args:
+        root: of the tree that holds `common` and `evaluate`.
+    """
     digest = hashlib.sha256()
-    for path in sorted([*root.glob("evaluate/**/*.py"), *root.glob("common/**/*.py")]):
-        digest.update(path.read_bytes())
+    for path in sorted(path for pattern in ROWS_DEPEND_ON for path in root.glob(pattern)):
+        digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -11,11 +11,14 @@ from PIL import Image
 from common.checkpoint import save_checkpoint
 from common.checkpoint_config import CheckpointConfig
 from common.data.tfrecord import encode_example, write_records
+from common.models.transform import ModelTransform
 from common.models.zoo import create_model, lookup
 from common.surgery import position_groups
 
 
-def save_untrained(folder: Path, name: str = "demo_dcls", seed: int = 0, **model_args: object) -> Path:
+def save_untrained(
+    folder: Path, name: str = "demo_dcls", seed: int = 0, transform: ModelTransform | None = None, **model_args: object
+) -> Path:
     """An untrained checkpoint whose positions are spread and whose BatchNorm has seen pictures."""
     torch.manual_seed(seed)
     entry = lookup(name)
@@ -27,7 +30,7 @@ def save_untrained(folder: Path, name: str = "demo_dcls", seed: int = 0, **model
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
     with torch.no_grad():
         model(torch.randn(16, 3, 64, 64))
-    config = CheckpointConfig(name, entry.num_classes, entry.transform, entry.dcls, dict(model_args))
+    config = CheckpointConfig(name, entry.num_classes, transform or entry.transform, entry.dcls, dict(model_args))
     save_checkpoint(folder, model, config)
     return folder
 

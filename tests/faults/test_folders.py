@@ -11,7 +11,7 @@ import pytest
 
 from common.data.decoding import MAX_BYTES, read_file
 from common.data.folders import scan_class_folders
-from common.data.records import TableRecords
+from common.data.tables import TableRecords
 from common.errors import UserError
 from common.models.transform import ModelTransform
 from evaluate.cli.explain_arguments import find_images
@@ -127,7 +127,7 @@ def test_a_path_in_a_table_of_labels_or_of_datasets_is_no_other_way(kind: str, t
     records = TableRecords(table, "image", "label", None, "hf:x")
     with pytest.raises(UserError, match=f"9.jpg is {kind}, not an image file"):
         records.read(0)
-    with pytest.raises(UserError, match="hf:x, row 1: neither bytes nor a path"):
+    with pytest.raises(UserError, match="hf:x, row 1: no picture"):
         records.read(1)
 
 

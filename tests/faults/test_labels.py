@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from PIL import Image
 
-from common.data.records import open_folders
+from common.data.tables import open_folders
 from common.errors import UserError
 from evaluate.data.folder import FolderData
 from evaluate.data.labels import read_labels

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 
-from common.data.records import open_hub
 from common.data.shards import ParquetShard, TarShard
+from common.data.tables import open_hub
 from common.errors import UserError
 from tests.faults.damage import bounded, damaged, damages
 from tests.train.test_sources import jpeg, table

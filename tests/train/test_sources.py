@@ -17,8 +17,9 @@ from timm.data import ImageNetInfo
 
 from common.data.decoding import decode_image
 from common.data.manifest import write_manifest
-from common.data.records import Records, open_folders, open_hub
+from common.data.records import Records
 from common.data.shards import open_shards
+from common.data.tables import open_folders, open_hub
 from common.errors import UserError
 from tests.train.conftest import make_photographs
 from train.configure import load_settings

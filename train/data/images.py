@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from common.data.decoding import decode_image
-from common.data.records import Records, open_folders, open_hub, open_scenes
+from common.data.records import Records, open_scenes
 from common.data.scenes import CLASS_NAMES, SceneConfig, render_scenes
 from common.data.shards import open_shards
+from common.data.tables import open_folders, open_hub
 from common.errors import UserError
 from common.models.zoo import lookup
 from train.data.augment import model_transform, training_transform
