@@ -3,7 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from importlib import import_module
+from typing import Any, TypeVar
+
+LOSS_TERMS: dict[str, str] = {
+    # name of the term, and of its settings in the group `loss`: module and class
+}
+
+Group = TypeVar("Group")
+
+
+def with_terms(group: type[Group]) -> type[Group]:
+    """Give a class, before it becomes a dataclass, the settings of each term in `LOSS_TERMS`."""
+    for name, place in LOSS_TERMS.items():
+        module, _, kind = place.partition(":")
+        term = getattr(import_module(module), kind)
+        group.__annotations__[name] = term
+        setattr(group, name, field(default_factory=term))
+    return group
 
 
 @dataclass
@@ -74,8 +91,9 @@ class AugmentSettings:
 
 
 @dataclass
+@with_terms
 class LossSettings:
-    """The loss of classification."""
+    """The loss of classification, and a group for each term that may be added to it."""
 
     kind: str = "cross_entropy"
     """`cross_entropy`, or `bce`: one binary cross-entropy per class (Wightman et al., arXiv 2110.00476)."""

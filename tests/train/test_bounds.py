@@ -7,10 +7,11 @@ import typing
 import pytest
 
 from common.errors import UserError
-from train.bounds import BOUNDS
+from train.bounds import all_bounds
 from train.configure import load_settings, recipe_names
 from train.settings import Settings
 
+BOUNDS = all_bounds(Settings())
 ABSURD = ("nan", "inf", "-inf", "-1", "1e300", str(10**20))
 
 

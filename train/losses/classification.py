@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from train.losses.terms import Forward, Term
 from train.settings import LossSettings
 
 
@@ -22,6 +23,17 @@ def classification_loss(logits: Tensor, targets: Tensor, loss: LossSettings) -> 
     if loss.bce_threshold is not None:
         targets = (targets > loss.bce_threshold).to(targets.dtype)
     return F.binary_cross_entropy_with_logits(logits, targets)
+
+
+class Classification(Term):
+    """The classification loss as a term of the objective."""
+
+    def __init__(self, loss: LossSettings) -> None:
+        self.loss = loss
+
+    def __call__(self, seen: Forward) -> Tensor:
+        """Mean over the images of a micro-batch."""
+        return classification_loss(seen.logits, seen.targets, self.loss)
 
 
 def correct(logits: Tensor, targets: Tensor) -> Tensor:

@@ -131,7 +131,8 @@ class TrainState:
             for i, buffer in enumerate(process_buffers(model)):
                 buffer.copy_(parts[rank][key][i] if same else mean_of(parts, key, i))
         if same:
-            self.meters.copy_(parts[rank]["meters"])
+            if parts[rank]["meters"].shape == self.meters.shape:  # else of other terms; sums begin anew
+                self.meters.copy_(parts[rank]["meters"])
             set_random_state(parts[rank]["random"])
 
 

@@ -1,0 +1,76 @@
+"""What docs/extend.md says of loss terms and recipes holds: its code goes into a copy of the tree, which then trains."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.checkpoint import read_config
+from tests.train.conftest import ROOT, metrics
+
+SMALL = ["smoke=true", "data.image_size=32", "data.eval_size=32", "data.val_images=2", "log.tensorboard=false"]
+
+
+def section(heading: str) -> tuple[list[str], list[str]]:
+    """The code of a section, and the files that it names."""
+    page = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+    text = re.split(r"^## ", page.partition(f"## {heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    return re.findall(r"```\w+\n(.*?)```", text, re.DOTALL), re.findall(r"`([\w/]+\.\w+)`", text)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for room in ("common", "train", "recipes"):
+        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def typed(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    command = [sys.executable, "train/main.py", *arguments]
+    return subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_a_loss_term_is_one_file_and_one_line(tree: Path) -> None:
+    (code, line), places = section("A loss term")
+    assert line.count("\n") == 1
+    new = tree / next(place for place in places if place.startswith("train/losses/"))
+    new.write_text(code)
+    settings = tree / "train" / "settings.py"
+    before = settings.read_text()
+    settings.write_text(before.replace("LOSS_TERMS: dict[str, str] = {\n", f"LOSS_TERMS: dict[str, str] = {{\n{line}"))
+    assert settings.read_text() != before
+
+    shown = typed(tree, "loss.logits", "--help").stdout
+    assert shown == "loss.logits.weight=0.0\n    Factor of the mean square of the logits; 0 for none.\n"
+    refused = typed(tree, "recipe=demo_dcls", "loss.logits.weight=-1")
+    assert refused.returncode == 2 and "loss.logits.weight=-1" in refused.stderr and "at least 0" in refused.stderr
+    given = ["recipe=demo_dcls", *SMALL, "optim.lr=1e-9"]
+    for folder, weight in (("without", 0), ("one", 1), ("two", 2)):
+        run = typed(tree, *given, f"loss.logits.weight={weight}", f"run_dir={folder}", f"name={folder}")
+        assert run.returncode == 0, run.stderr
+    term, twice = (metrics(tree / folder, "train/logits") for folder in ("one", "two"))
+    loss, total = (metrics(tree / "one", f"train/{name}") for name in ("loss", "total"))
+    assert term.keys() == {1, 2} and min(term.values()) > 0 and not metrics(tree / "without", "train/logits")
+    for update in term:
+        assert total[update] == pytest.approx(loss[update] + term[update])
+        assert twice[update] == pytest.approx(2 * term[update], rel=1e-3)  # at this rate the weights hardly move
+    norms = [metrics(tree / folder, "train/grad_norm")[1] for folder in ("without", "one")]
+    assert norms[0] != pytest.approx(norms[1], rel=1e-3)
+
+
+def test_a_recipe_is_one_file(tree: Path) -> None:
+    (content,), places = section("A recipe")
+    new = tree / next(place for place in places if place.startswith("recipes/"))
+    new.write_text(content)
+    listed = typed(tree)
+    assert listed.returncode == 2 and content.partition("\n")[0].lstrip("# ") in listed.stderr
+    run = typed(tree, f"recipe={new.stem}", *SMALL, "run_dir=run")
+    assert run.returncode == 0, run.stderr
+    assert metrics(tree / "run", "train/loss").keys() == {1, 2}
+    config = read_config(tree / "runs" / "smoke_checkpoints" / f"{new.stem}_smoke")
+    assert config.dcls is not None and config.dcls.interpolation == "gauss"
