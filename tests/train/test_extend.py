@@ -49,18 +49,11 @@ def test_a_loss_term_is_one_file_and_one_line(tree: Path) -> None:
     assert shown == "loss.logits.weight=0.0\n    Factor of the mean square of the logits; 0 for none.\n"
     refused = typed(tree, "recipe=demo_dcls", "loss.logits.weight=-1")
     assert refused.returncode == 2 and "loss.logits.weight=-1" in refused.stderr and "at least 0" in refused.stderr
-    given = ["recipe=demo_dcls", *SMALL, "optim.lr=1e-9"]
-    for folder, weight in (("without", 0), ("one", 1), ("two", 2)):
-        run = typed(tree, *given, f"loss.logits.weight={weight}", f"run_dir={folder}", f"name={folder}")
-        assert run.returncode == 0, run.stderr
-    term, twice = (metrics(tree / folder, "train/logits") for folder in ("one", "two"))
-    loss, total = (metrics(tree / "one", f"train/{name}") for name in ("loss", "total"))
-    assert term.keys() == {1, 2} and min(term.values()) > 0 and not metrics(tree / "without", "train/logits")
-    for update in term:
-        assert total[update] == pytest.approx(loss[update] + term[update])
-        assert twice[update] == pytest.approx(2 * term[update], rel=1e-3)  # at this rate the weights hardly move
-    norms = [metrics(tree / folder, "train/grad_norm")[1] for folder in ("without", "one")]
-    assert norms[0] != pytest.approx(norms[1], rel=1e-3)
+    run = typed(tree, "recipe=demo_dcls", *SMALL, "loss.logits.weight=0.5", "run_dir=run")
+    assert run.returncode == 0, run.stderr
+    loss, term, total = (metrics(tree / "run", f"train/{name}") for name in ("loss", "logits", "total"))
+    assert term.keys() == {1, 2} and min(term.values()) > 0
+    assert total == {update: pytest.approx(loss[update] + term[update]) for update in term}
 
 
 def test_a_recipe_is_one_file(tree: Path) -> None:
