@@ -83,7 +83,7 @@ def _bump_gradient(
 
 
 def _in_full_precision(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward pass of its arguments' types, although the caller, or what compiled it, has autocast on."""
+    """Runs a backward pass in its inputs' types, whether or not the caller, or what compiled it, has autocast on."""
 
     @functools.wraps(backward)
     def without_autocast(ctx: Any, upstream: Tensor) -> Any:

@@ -176,7 +176,7 @@ def _create_model(settings: Settings, accelerator: Accelerator) -> nn.Module:
         accelerator.print("channels_last=false on a CPU: there torch crashes in this model's first layers otherwise")
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     model = model.to(memory_format=layout).to(accelerator.device)
-    for group in position_groups(model):  # no pictures, although they have four dimensions
+    for group in position_groups(model):  # not images, although they have four dimensions
         for values in (group.positions, group.sigma):
             if values is not None:
                 values.data = values.data.contiguous()
@@ -195,7 +195,7 @@ def _announce(session: Session, resuming: bool) -> None:
         ("length", f"{progress.total} updates, {progress.total * progress.global_batch / progress.images:.1f} epochs"),
         (
             "update",
-            f"{progress.global_batch} pictures = {progress.processes} process(es) x "
+            f"{progress.global_batch} images = {progress.processes} process(es) x "
             f"{accumulation(settings, progress.processes)} x {settings.batch_size}, {settings.precision}, "
             f"{session.accelerator.device.type}",
         ),

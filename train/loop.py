@@ -38,7 +38,7 @@ def train(session: Session) -> tuple[Stop, dict[str, Scores]]:
         Why it stopped early (`Stop.NO` at the end), and the last validation's scores by kind of weights.
 
     Raises:
-        UserError: the loss is not finite, or a picture cannot be loaded.
+        UserError: the loss is not finite, or an image cannot be loaded.
     """
     settings, accelerator, state = session.settings, session.accelerator, session.state
     progress, monitor, device = state.progress, session.monitor, accelerator.device

@@ -44,7 +44,7 @@ def usage(keys: Sequence[str] = ()) -> str:
     """The help on some settings or groups of them, on all of them by default.
 
     Raises:
-        UserError: no setting or group bears that name.
+        UserError: no setting or group has that name.
     """
     known = documented()
     for key in keys:

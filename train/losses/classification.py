@@ -37,7 +37,7 @@ class Classification(Term):
 
 
 def correct(logits: Tensor, targets: Tensor) -> Tensor:
-    """How many pictures of a batch have their largest logit where the target is largest."""
+    """How many images of a batch have their largest logit where the target is largest."""
     return (logits.argmax(1) == targets.argmax(1)).sum()
 
 
