@@ -1,4 +1,4 @@
-"""What docs/extend.md says of loss terms and recipes holds: its code goes into a copy of the tree, which then trains."""
+"""What docs/extend.md says of loss terms and recipes holds: its code goes into a copy of the tree, which trains."""
 
 import os
 import re
