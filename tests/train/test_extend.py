@@ -11,6 +11,7 @@ import pytest
 
 from common.checkpoint import read_config
 from tests.train.conftest import ROOT, metrics
+from train.configure import recipe_list
 
 SMALL = ["smoke=true", "data.image_size=32", "data.eval_size=32", "data.val_images=2", "log.tensorboard=false"]
 
@@ -47,8 +48,6 @@ def test_a_loss_term_is_one_file_and_one_line(tree: Path) -> None:
 
     shown = typed(tree, "loss.logits", "--help").stdout
     assert shown == "loss.logits.weight=0.0\n    Factor of the mean square of the logits; 0 for none.\n"
-    refused = typed(tree, "recipe=demo_dcls", "loss.logits.weight=-1")
-    assert refused.returncode == 2 and "loss.logits.weight=-1" in refused.stderr and "at least 0" in refused.stderr
     run = typed(tree, "recipe=demo_dcls", *SMALL, "loss.logits.weight=0.5", "run_dir=run")
     assert run.returncode == 0, run.stderr
     loss, term, total = (metrics(tree / "run", f"train/{name}") for name in ("loss", "logits", "total"))
@@ -60,8 +59,7 @@ def test_a_recipe_is_one_file(tree: Path) -> None:
     (content,), places = section("A recipe")
     new = tree / next(place for place in places if place.startswith("recipes/"))
     new.write_text(content)
-    listed = typed(tree)
-    assert listed.returncode == 2 and content.partition("\n")[0].lstrip("# ") in listed.stderr
+    assert content.partition("\n")[0].lstrip("# ") in recipe_list(new.parent)
     run = typed(tree, f"recipe={new.stem}", *SMALL, "run_dir=run")
     assert run.returncode == 0, run.stderr
     assert metrics(tree / "run", "train/loss").keys() == {1, 2}
