@@ -83,7 +83,7 @@ def _bump_gradient(
 
 
 def _in_full_precision(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward pass of its arguments' types, although the caller, or what compiled it, has autocast on."""
+    """Runs a backward pass in its inputs' types, whether or not the caller, or what compiled it, has autocast on."""
 
     @functools.wraps(backward)
     def without_autocast(ctx: Any, upstream: Tensor) -> Any:
@@ -481,6 +481,8 @@ class DclsConv2d(_DclsNd):
     padding: tuple[int, int] | Sides | SamePadding
     """Rows and columns on either side; by side where they differ."""
     depthwise = staticmethod(depthwise_conv2d)
+    constrained = ("P",)
+    """Names of the parameters that `constrain` brings back; layers may share them."""
 
     def __init__(
         self,
@@ -549,6 +551,10 @@ class DclsConv2d(_DclsNd):
         row = row_axis(self.version)
         for axis, size in ((row, self.dilated_kernel_size[0]), (1 - row, self.dilated_kernel_size[1])):
             self.P[axis].clamp_(-(size // 2), size // 2)
+
+    def constrain(self) -> None:
+        """What holds after each update: `clamp_parameters`. Called by `common.constraints.constrain`."""
+        self.clamp_parameters()
 
     def kernel(self) -> Tensor:
         """Dense kernel (Cout, Cin/g, K0, K1) in float32 or float64, with its graph to weight, P and SIG."""

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     },
     "train": {
         "data": {"randomness", "settings", "stopping"},
-        "losses": {"settings"},
+        "losses": {"bounds", "settings"},
         "runs": {"averaging", "configure", "randomness", "settings"},
         "watching": {"data", "runs", "settings"},
     },

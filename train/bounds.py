@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 from timm.data.transforms_factory import transforms_imagenet_train
 
 from common import workers
 from common.errors import UserError
-from train.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,8 @@ BOUNDS = {
     "log.validate_every": _EPOCHS,
     "log.pictures_every": _EPOCHS,
 }
-"""By setting; of a list, each number. A setting that may be null is not looked at where it is."""
+"""By setting; of a list, each number. A setting that may be null is not looked at where it is. Terms of the loss keep
+those of their own settings in the metadata of the field, as `bounds`."""
 
 _FREE = ("model_args.", "dcls.", "optim.args.")
 """Settings that have no kind of their own: here text may stand for a number."""
@@ -104,14 +104,20 @@ _AUTO = re.compile(
 )
 
 
-def check_numbers(settings: Settings) -> None:
-    """Raise for a number that is out of its bounds.
+def all_bounds(settings: Any) -> dict[str, Bounds]:
+    """`BOUNDS`, and those in the metadata of fields, by the dotted key of the setting."""
+    return BOUNDS | dict(_declared(settings, ""))
+
+
+def check_numbers(settings: Any) -> None:
+    """Raise for a number of a `train.settings.Settings` that is out of its bounds.
 
     Raises:
         UserError: one is, or is NaN or infinite.
     """
+    known = all_bounds(settings)
     for key, value in _numbers(asdict(settings), ""):
-        bounds = BOUNDS.get(key)
+        bounds = known.get(key)
         if bounds is not None and not bounds.hold(value):
             raise UserError(f"{key}={value}: must be {bounds}")
         if not math.isfinite(value) or abs(value) >= 2**63:
@@ -133,6 +139,16 @@ def check_augmentation(auto: str | None) -> None:
         transforms_imagenet_train(32, auto_augment=auto)
     except (AssertionError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{known} ({type(error).__name__}: {error})") from error
+
+
+def _declared(group: Any, prefix: str) -> Iterator[tuple[str, Bounds]]:
+    """The bounds that fields of a dataclass, and of those in it, have in their metadata."""
+    for item in fields(group):
+        value = getattr(group, item.name)
+        if is_dataclass(value):
+            yield from _declared(value, f"{prefix}{item.name}.")
+        elif "bounds" in item.metadata:
+            yield prefix + item.name, item.metadata["bounds"]
 
 
 def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:

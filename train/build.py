@@ -31,13 +31,15 @@ from train.data.batch import Batch, BatchSource
 from train.data.images import open_data
 from train.data.loader import loaders_alive, make_loader
 from train.data.order import ValidationSampler
+from train.losses.objective import Objective
+from train.meters import new_meters
 from train.optimizers import Schedule, create_optimizer
 from train.randomness import key_seed
 from train.runs.resume import choose_folder, take_on
 from train.runs.run_folder import RunFolder
 from train.runs.snapshots import clean_snapshots
 from train.runs.state import Progress, TrainState
-from train.session import METERS, Session
+from train.session import Session
 from train.settings import Settings
 from train.stopping import PATIENCE
 from train.watching.console import table
@@ -86,10 +88,11 @@ def build(settings: Settings, accelerator: Accelerator, command: str, stack: Exi
     Raises:
         UserError: something of it cannot be made.
     """
-    accumulation(settings, accelerator.num_processes)  # refuses what does not fit before anything is loaded
+    micro_batches = accumulation(settings, accelerator.num_processes)  # refuses what does not fit at once
     folder, snapshot = choose_folder(settings, accelerator, stack)
     train_source, val_loader = _open_data(settings, accelerator)
     state, wrapped, schedule = _create_state(settings, accelerator, train_source)
+    objective = Objective(state.model, settings, micro_batches)
     torch.manual_seed(key_seed(settings.seed, accelerator.process_index) % 2**63)  # drop path differs between ranks
     if snapshot is not None:
         take_on(state, snapshot, settings, accelerator)
@@ -103,8 +106,8 @@ def build(settings: Settings, accelerator: Accelerator, command: str, stack: Exi
     transform = model_transform(settings)
     watch = Watch(monitor, transform, state.initial)
     session = Session(
-        settings, accelerator, state, wrapped, schedule, train_source, val_loader, transform, folder, about, monitor,
-        watch,
+        settings, accelerator, state, wrapped, objective, schedule, train_source, val_loader, transform, folder, about,
+        monitor, watch,
     )  # fmt: skip
     _announce(session, resuming=snapshot is not None)
     return session
@@ -138,7 +141,7 @@ def _create_state(
     progress = Progress(
         schedule.updates, settings.seed, len(train_source), settings.global_batch, accelerator.num_processes
     )
-    meters = torch.zeros(len(METERS), device=accelerator.device)
+    meters = new_meters(accelerator.device)
     state = TrainState(progress, model, optimizer, ema, accelerator.scaler, meters, positions_of(model))
     return state, wrapped, schedule
 
@@ -173,7 +176,7 @@ def _create_model(settings: Settings, accelerator: Accelerator) -> nn.Module:
         accelerator.print("channels_last=false on a CPU: there torch crashes in this model's first layers otherwise")
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     model = model.to(memory_format=layout).to(accelerator.device)
-    for group in position_groups(model):  # no pictures, although they have four dimensions
+    for group in position_groups(model):  # not images, although they have four dimensions
         for values in (group.positions, group.sigma):
             if values is not None:
                 values.data = values.data.contiguous()
@@ -192,7 +195,7 @@ def _announce(session: Session, resuming: bool) -> None:
         ("length", f"{progress.total} updates, {progress.total * progress.global_batch / progress.images:.1f} epochs"),
         (
             "update",
-            f"{progress.global_batch} pictures = {progress.processes} process(es) x "
+            f"{progress.global_batch} images = {progress.processes} process(es) x "
             f"{accumulation(settings, progress.processes)} x {settings.batch_size}, {settings.precision}, "
             f"{session.accelerator.device.type}",
         ),

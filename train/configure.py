@@ -151,7 +151,7 @@ def refuse_odd_text(layer: Any, where: str) -> None:
 
 
 def accumulation(settings: Settings, processes: int) -> int:
-    """Batches that each process accumulates in an update.
+    """Batches per update that each process accumulates.
 
     Raises:
         UserError: `global_batch` is no multiple of `processes * batch_size`; names the nearest sizes that fit.
@@ -262,4 +262,4 @@ def _check_values(settings: Settings) -> None:
         raise UserError("publish_weights=ema needs an average of the weights: give ema.decay, or publish_weights=raw")
     mixing = settings.augment.mixup > 0 or settings.augment.cutmix > 0
     if mixing and settings.batch_size % 2:
-        raise UserError(f"batch_size={settings.batch_size}: mixup and cutmix pair pictures, so it must be even")
+        raise UserError(f"batch_size={settings.batch_size}: mixup and cutmix pair images, so it must be even")

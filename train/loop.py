@@ -1,4 +1,4 @@
-"""The training loop: record -> batch -> loss -> update -> clamp -> average -> figures -> snapshot."""
+"""The training loop: record -> batch -> objective -> update -> constraints -> average -> figures -> snapshot."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import time
 import torch
 from torch import Tensor
 
+from common.constraints import constrain
 from common.errors import UserError
-from common.surgery import clamp_positions
 from train.averaging import average_buffers
 from train.configure import accumulation
 from train.data.augment import BatchMixing
 from train.data.batch import to_input
 from train.data.loader import load, loaders_alive, make_loader
 from train.data.order import SampleOrder, TrainingSampler
-from train.losses.classification import classification_loss, correct, first_not_finite
-from train.losses.repulsion import Repulsion
+from train.losses.classification import first_not_finite
+from train.meters import by_name, count
 from train.optimizers import set_learning_rates
 from train.runs.snapshots import clean_snapshots, save_snapshot
 from train.runs.state import Undo
-from train.session import METERS, Session
+from train.session import Session
 from train.stopping import Stop, StopListener
 from train.validation import Scores, validate
 from train.watching.clock import Clock
@@ -38,7 +38,7 @@ def train(session: Session) -> tuple[Stop, dict[str, Scores]]:
         Why it stopped early (`Stop.NO` at the end), and the last validation's scores by kind of weights.
 
     Raises:
-        UserError: the loss is not finite, or a picture cannot be loaded.
+        UserError: the loss is not finite, or an image cannot be loaded.
     """
     settings, accelerator, state = session.settings, session.accelerator, session.state
     progress, monitor, device = state.progress, session.monitor, accelerator.device
@@ -50,7 +50,6 @@ def train(session: Session) -> tuple[Stop, dict[str, Scores]]:
     sampler = TrainingSampler(order, progress.update, progress.total, settings.batch_size, accumulate, rank, world)
     batches = load(make_loader(session.train_source, sampler, settings, device.type == "cuda"))
     mixing = BatchMixing(settings, session.train_source.num_classes, rank)
-    repulsion = Repulsion(state.model, settings.positions)
 
     # --- what happens when
     validations = _Every(settings.log.validate_every, progress.exact_epoch)
@@ -89,26 +88,20 @@ def train(session: Session) -> tuple[Stop, dict[str, Scores]]:
                         session.watch.first_batch(images)
                 last = micro == accumulate - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(session.wrapped):
-                    logits = session.wrapped(images)
-                    loss = classification_loss(logits, targets, settings.loss)
-                    penalty = repulsion(epoch) if last else None
-                    accelerator.backward(loss / accumulate + (0 if penalty is None else penalty))
-                with torch.no_grad():
-                    bad = first_not_finite(bad, loss, update)
-                    count = torch.full_like(loss, len(targets))
-                    state.meters[:4] += torch.stack(
-                        [loss * count, penalty if penalty is not None else loss * 0, correct(logits, targets), count]
-                    )
+                    terms = session.objective(session.wrapped, images, targets, epoch, last)
+                    accelerator.backward(terms.total)
+                bad = first_not_finite(bad, terms.total.detach(), update)
+                count(state.meters, terms.counted)
 
-            # --- update: step, clamp, average
+            # --- update: step, constraints, average
             norm = _clip(session)
             state.optimizer.step()
             state.optimizer.zero_grad(set_to_none=True)
-            clamp_positions(state.model)
+            constrain(state.model)
             if state.ema:
                 state.ema.update()
             taken = norm.isfinite()  # fp16 passes over a step whose gradients overflow
-            state.meters[4:] += torch.stack([norm.where(taken, 0), taken.to(norm.dtype), torch.ones_like(norm)])
+            count(state.meters, {"grad_norm": norm.where(taken, 0), "steps": taken, "updates": torch.ones_like(norm)})
             progress.update += 1
             monitor.advance()
 
@@ -198,17 +191,11 @@ def _log_training(
 ) -> tuple[int, float, float]:
     """Report the means since the last log point and begin anew."""
     state, progress = session.state, session.state.progress
-    sums = session.accelerator.reduce(state.meters.clone(), "sum").tolist()
+    total = by_name(session.accelerator.reduce(state.meters.clone(), "sum"))
     state.meters.zero_()
-    total = dict(zip(METERS, sums))
-    updates = total["updates"]
     now = progress.update, clock.seconds, clock.waiting
     ran, seconds, waited = (b - a for a, b in zip(logged, now))
-    loss = total["loss"] / total["images"]
-    values = {"train/loss": loss}
-    if session.settings.positions.repulsion:
-        values["train/repulsion"] = total["repulsion"] / updates
-        values["train/total"] = loss + values["train/repulsion"]
+    values = {f"train/{name}": mean for name, mean in session.objective.means(total).items()}
     values |= {
         "train/top1": 100 * total["correct"] / total["images"],
         "train/grad_norm": total["grad_norm"] / max(total["steps"], 1.0),
@@ -223,7 +210,7 @@ def _log_training(
     }
     session.monitor.scalars(progress.update, progress.exact_epoch, {**values, **speed})
     left = (progress.total - progress.update) * seconds / max(ran, 1)
-    shown = {"loss": f"{loss:.4g}", "top-1": f"{values['train/top1']:.2f} %", "lr": f"{lr:.4g}"}
+    shown = {"loss": f"{values['train/loss']:.4g}", "top-1": f"{values['train/top1']:.2f} %", "lr": f"{lr:.4g}"}
     shown["images/s"] = f"{speed['speed/images_per_second']:.4g}"
     shown["waiting for data"] = f"{100 * speed['speed/data_share']:.1f} %"
     session.monitor.line(progress.update, progress.exact_epoch, shown, left)

@@ -11,15 +11,13 @@ from torch.utils.data import DataLoader
 
 from common.models.transform import ModelTransform
 from train.data.batch import Batch, BatchSource
+from train.losses.objective import Objective
 from train.optimizers import Schedule
 from train.runs.run_folder import RunFolder
 from train.runs.state import TrainState
 from train.settings import Settings
 from train.watching.monitor import Monitor
 from train.watching.watch import Watch
-
-# Sums on the device since the last log point.
-METERS = ("loss", "repulsion", "correct", "images", "grad_norm", "steps", "updates")
 
 
 @dataclass
@@ -31,6 +29,7 @@ class Session:
     state: TrainState
     wrapped: nn.Module
     """The model as Accelerate wrapped it; `state.model` is the same without."""
+    objective: Objective
     schedule: Schedule
     train_source: BatchSource
     val_loader: DataLoader[Batch]

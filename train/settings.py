@@ -1,14 +1,31 @@
-"""Everything a run can be told, with its meaning under each field: defaults < `recipes/NAME.yaml` < `key=value`."""
+"""Every setting of a run, with its meaning under the field: defaults < `recipes/NAME.yaml` < `key=value`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from importlib import import_module
+from typing import Any, TypeVar
+
+LOSS_TERMS: dict[str, str] = {
+    # name of the term, and of its settings in the group `loss`: module and class
+}
+
+Group = TypeVar("Group")
+
+
+def with_terms(group: type[Group]) -> type[Group]:
+    """Give a class, before it becomes a dataclass, the settings of each term in `LOSS_TERMS`."""
+    for name, place in LOSS_TERMS.items():
+        module, _, kind = place.partition(":")
+        term = getattr(import_module(module), kind)
+        group.__annotations__[name] = term
+        setattr(group, name, field(default_factory=term))
+    return group
 
 
 @dataclass
 class DataSettings:
-    """Where pictures come from and how large they are."""
+    """Where images come from and how large they are."""
 
     source: str = "imagefolder"
     """`imagefolder`, `hf:REPOSITORY` (hub or local), `parquet:PATTERN` or `webdataset:PATTERN`; generated: `scenes`,
@@ -19,24 +36,24 @@ class DataSettings:
     val_root: str | None = None
     """imagefolder: class folders for validation, if they are not under root. Shards: the pattern of validation."""
     val_fraction: float = 0.1
-    """Share of the pictures held out for validation where the source has no validation part of its own."""
+    """Share of the images held out for validation where the source has no validation part of its own."""
     train_split: str = "train"
     """hf: name of the training split."""
     val_split: str = "validation"
     """hf: name of the validation split."""
     image_size: int = 224
-    """Side of a training picture, in pixels."""
+    """Side of a training image, in pixels."""
     eval_size: int | None = None
-    """Side of a validation picture; by default what the model was evaluated with in the study."""
+    """Side of a validation image; by default what the model was evaluated with in the study."""
     workers: int | None = None
-    """Processes that load pictures, on each device; 0 loads in the training process. By default as many as the device
+    """Processes per device that load images; 0 loads in the training process. By default as many as the device
     has of the machine's cores, less one, at most 12."""
     prefetch: int = 2
     """Batches that each worker prepares ahead in training."""
     train_images: int = 12000
-    """scenes: pictures in an epoch."""
+    """scenes: images per epoch."""
     val_images: int = 1200
-    """scenes: pictures for validation."""
+    """scenes: images for validation."""
     difficulty: float = 0.6
     """scenes: 0 (easy) to 1 (hard)."""
     scene_seed: int = 0
@@ -48,7 +65,7 @@ class AugmentSettings:
     """Augmentation of photographs (by timm), and mixing of a batch."""
 
     scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
-    """Area of the random crop, as a share of the picture."""
+    """Area of the random crop, as a share of the image."""
     hflip: float = 0.5
     """Probability of a horizontal flip."""
     auto: str | None = None
@@ -70,12 +87,13 @@ class AugmentSettings:
     switch_prob: float = 0.5
     """Probability of cutmix where both are on."""
     repeats: int = 1
-    """Repeated augmentation (Hoffer et al., arXiv 1901.09335): so many versions of each picture in the epoch."""
+    """Repeated augmentation (Hoffer et al., arXiv 1901.09335): so many versions of each image in the epoch."""
 
 
 @dataclass
+@with_terms
 class LossSettings:
-    """The loss of classification."""
+    """The loss of classification, and a group for each term that may be added to it."""
 
     kind: str = "cross_entropy"
     """`cross_entropy`, or `bce`: one binary cross-entropy per class (Wightman et al., arXiv 2110.00476)."""
@@ -164,7 +182,7 @@ class LogSettings:
     validate_every: float = 1.0
     """Epochs between two validations; there is always one at the end."""
     pictures_every: float = 10.0
-    """Epochs between two sets of TensorBoard pictures and histograms; there is always one at both ends."""
+    """Epochs between two sets of TensorBoard charts and histograms; there is always one at both ends."""
     tensorboard: bool = True
     """Write TensorBoard events."""
 
@@ -199,9 +217,9 @@ class Settings:
     updates: int | None = None
     """Length of the run in updates, instead of epochs; the schedule is fitted to it."""
     global_batch: int = 1024
-    """Pictures in an update, over all devices. Fixed by the recipe, as the learning rate belongs to it."""
+    """Images per update, over all devices. Fixed by the recipe, as the learning rate belongs to it."""
     batch_size: int = 128
-    """Pictures that one device takes at once; accumulation is derived from it."""
+    """Images that a device takes at once; accumulation is derived from it."""
     eval_batch_size: int | None = None
     """The same in validation; by default batch_size."""
     precision: str = "fp32"

@@ -14,7 +14,6 @@ from itertools import pairwise
 from typing import Any
 
 from common.errors import UserError
-from train import settings as module
 from train.settings import Settings
 
 _HEAD = """usage: accelerate launch train/main.py recipe=NAME [KEY=VALUE ...]
@@ -38,14 +37,14 @@ class Documented:
 @cache
 def documented() -> tuple[Documented, ...]:
     """Every setting, in the order in which they are declared."""
-    return tuple(_fields(Settings, "", _texts()))
+    return tuple(_fields(Settings, ""))
 
 
 def usage(keys: Sequence[str] = ()) -> str:
     """The help on some settings or groups of them, on all of them by default.
 
     Raises:
-        UserError: no setting or group bears that name.
+        UserError: no setting or group has that name.
     """
     known = documented()
     for key in keys:
@@ -88,23 +87,24 @@ def _typed(value: Any) -> str:
     return str(value).replace(" ", "")
 
 
-def _fields(kind: type, prefix: str, texts: dict[tuple[str, str], str]) -> list[Documented]:
+def _fields(kind: type, prefix: str) -> list[Documented]:
     found: list[Documented] = []
+    texts = _texts(kind)
     for item in dataclasses.fields(kind):
         default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
         if dataclasses.is_dataclass(default):
-            found += _fields(type(default), f"{prefix}{item.name}.", texts)
+            found += _fields(type(default), f"{prefix}{item.name}.")
         else:
-            found.append(Documented(prefix + item.name, default, texts[kind.__name__, item.name]))
+            found.append(Documented(prefix + item.name, default, texts[item.name]))
     return found
 
 
-def _texts() -> dict[tuple[str, str], str]:
-    """The text under each field of the settings, by class and field."""
-    found = {}
-    for kind in ast.parse(inspect.getsource(module)).body:
-        if isinstance(kind, ast.ClassDef):
-            for field, text in pairwise(kind.body):
-                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                    found[kind.name, ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
-    return found
+def _texts(kind: type) -> dict[str, str]:
+    """The text under each field of a class of settings."""
+    body = ast.parse(inspect.getsource(kind)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    return {
+        ast.unparse(field.target): " ".join(ast.literal_eval(text.value).split())
+        for field, text in pairwise(body.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }

@@ -1,4 +1,4 @@
-"""Accuracy on the validation part: every picture counts exactly once, whatever the number of processes."""
+"""Accuracy on the validation part: every image counts exactly once, whatever the number of processes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Scores:
     """Means over the validation part."""
 
     top1: float
-    """Percentage of pictures whose class has the largest logit."""
+    """Percentage of images whose class has the largest logit."""
     top5: float
-    """Percentage of pictures whose class is among the five largest logits."""
+    """Percentage of images whose class is among the five largest logits."""
     loss: float
     """Cross-entropy."""
     images: int
-    """Pictures counted."""
+    """Images counted."""
 
 
 @torch.no_grad()
@@ -41,9 +41,9 @@ def validate(
 ) -> dict[str, Scores]:
     """Score several models on the same batches.
 
-    Each process takes its own pictures; sums and counts are added up once, at the end. The models must be
+    Each process takes its own images; sums and counts are added up once, at the end. The models must be
     unwrapped: shares of unequal length would keep DDP waiting. They see batches of one size, the last one filled up
-    with pictures that do not count, since a compiled model would be compiled anew for another.
+    with images that do not count, since a compiled model would be compiled anew for another.
     """
     sums = {name: torch.zeros(4, dtype=torch.float64, device=accelerator.device) for name in models}
     modes = {name: model.training for name, model in models.items()}
@@ -70,6 +70,6 @@ def validate(
     for name, total in sums.items():
         top1, top5, loss, count = accelerator.reduce(total, "sum").tolist()
         if not count:
-            raise UserError("the validation part of the data holds no pictures")
+            raise UserError("the validation part of the data holds no images")
         scores[name] = Scores(100 * top1 / count, 100 * top5 / count, loss / count, int(count))
     return scores

@@ -7,10 +7,11 @@ import typing
 import pytest
 
 from common.errors import UserError
-from train.bounds import BOUNDS
+from train.bounds import Bounds, all_bounds, check_numbers
 from train.configure import load_settings, recipe_names
 from train.settings import Settings
 
+BOUNDS = all_bounds(Settings())
 ABSURD = ("nan", "inf", "-inf", "-1", "1e300", str(10**20))
 
 
@@ -99,3 +100,18 @@ def test_a_known_augmentation_is_taken(auto):
 def test_every_recipe_is_within_the_bounds():
     for name in recipe_names():
         load_settings([f"recipe={name}"])
+
+
+def test_a_loss_term_keeps_the_bounds_of_its_own_settings():
+    @dataclasses.dataclass
+    class Term:
+        weight: float = dataclasses.field(default=0.0, metadata={"bounds": Bounds(0, 5)})
+
+    @dataclasses.dataclass
+    class Group:
+        term: Term
+
+    check_numbers(Group(Term(5)))
+    for value in (-1, 5.1, float("nan")):
+        with pytest.raises(UserError, match=rf"term\.weight={value}: must be at least 0 and at most 5"):
+            check_numbers(Group(Term(value)))

@@ -61,7 +61,7 @@ def check_two_processes(
     """Two compiled processes of two micro-batches learn as a plain one of four does; returns what they say."""
     given = [*SMALL, "precision=bf16"]
     run = launch([*given, "compile=true", f"run_dir={tmp_path}/compiled"], launcher=[*TWO, *script])
-    assert run.returncode == 0 and "8 pictures = 2 process(es) x 2 x 2, bf16, cpu" in run.output
+    assert run.returncode == 0 and "8 images = 2 process(es) x 2 x 2, bf16, cpu" in run.output
     plain = train_here(*given, run_dir="plain")
     for name in ("train/loss", "train/grad_norm"):
         expected = metrics(plain, name)

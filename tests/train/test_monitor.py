@@ -28,7 +28,7 @@ def test_training_time_leaves_validation_pictures_and_snapshots_out(
         return timed
 
     monkeypatch.setattr("train.watching.clock.time", SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr(loop, "clamp_positions", takes(1, loop.clamp_positions))
+    monkeypatch.setattr(loop, "constrain", takes(1, loop.constrain))
     monkeypatch.setattr(loop, "validate", takes(3600, loop.validate))
     monkeypatch.setattr(loop, "save_snapshot", takes(3600, loop.save_snapshot))
     monkeypatch.setattr("train.watching.watch.Watch.positions", takes(3600, lambda *_: None))

@@ -116,9 +116,20 @@ def test_a_snapshot_of_the_same_settings_comes_back_whole(name: str) -> None:
     optimizers.append(create_optimizer(model, OptimSettings(name=name), PositionSettings(), torch.device("cpu")))
     progress = Progress(4, 0, 8, 2, 1)
     meters = torch.zeros(1)
-    states = [TrainState(progress, model, optimizer, None, None, meters) for optimizer in optimizers]
+    states = [TrainState(progress, model, optimizer, None, None, meters, {}) for optimizer in optimizers]
     states[1].restore({**states[0].common_part(), "processes": [states[0].own_part()]}, 0, "here")
     before, after = (
         [{k: v for k, v in group.items() if k != "params"} for group in o.param_groups] for o in optimizers
     )
     assert before == after
+
+
+def test_sums_begin_anew_where_the_snapshot_counted_other_loss_terms() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = create_optimizer(model, OptimSettings(), PositionSettings(), torch.device("cpu"))
+    states = [TrainState(Progress(4, 0, 8, 2, 1), model, optimizer, None, None, m, {}) for m in torch.eye(3, 3)]
+    states[2].meters = torch.zeros(4)  # one term more
+    content = {**states[0].common_part(), "processes": [states[0].own_part()]}
+    for state, expected in zip(states[1:], ([1, 0, 0], [0, 0, 0, 0]), strict=True):
+        state.restore(content, 0, "here")
+        assert state.meters.tolist() == expected

@@ -22,6 +22,7 @@ from common.entry import run_command
 from common.errors import UserError
 from tests.train.conftest import ROOT, Launched, children, make_photographs, metrics, running
 from train.configure import load_settings
+from train.losses import classification
 from train.publish import publish_run
 from train.runs.run_folder import RunFolder, find_run, start_of
 from train.runs.snapshots import clean_snapshots, list_snapshots, newest_snapshot
@@ -374,16 +375,14 @@ def test_auto_takes_the_newest_run_that_left_a_snapshot(tmp_path: Path, train_he
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_snapshot(
     tmp_path: Path, train_here: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import train.loop
-
-    real = train.loop.classification_loss
+    real = classification.classification_loss
     calls = iter(range(1000))
 
     def poisoned(*given: Any) -> torch.Tensor:
         loss = real(*given)
         return loss * float("nan") if next(calls) == 4 * 4 + 1 else loss  # in the fifth update
 
-    monkeypatch.setattr(train.loop, "classification_loss", poisoned)
+    monkeypatch.setattr(classification, "classification_loss", poisoned)
     given = [*arguments(tmp_path, "run", "snapshots.every_updates=2"), "data.workers=0", "log.every=100"]
     with pytest.raises(UserError, match="not finite in update 5, rank 0"):
         train_here(*given)

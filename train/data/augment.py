@@ -1,4 +1,4 @@
-"""What happens to pictures: timm's augmentation for training, the model's own transform for validation."""
+"""What happens to images: timm's augmentation for training, the model's own transform for validation."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def training_transform(settings: Settings) -> Callable[[Image.Image], Tensor]:
 
 
 def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:
-    """timm's operation. It asks Pillow for 0 bits at times, which gave a black picture until Pillow 13 refused it."""
+    """timm's operation. It asks Pillow for 0 bits at times, which gave a black image until Pillow 13 refused it."""
     return auto_augment.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 class BatchMixing:
     """Soft targets of a batch, mixed by mixup and cutmix where the recipe says so.
 
-    A mixed batch is a function of (seed, update, micro-batch, rank) and its pictures.
+    A mixed batch is a function of (seed, update, micro-batch, rank) and its images.
     """
 
     def __init__(self, settings: Settings, num_classes: int, rank: int) -> None:

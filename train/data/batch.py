@@ -33,12 +33,12 @@ class Batch(NamedTuple):
     labels: Tensor
     """int64 (B,)."""
     erasing: Erasing | None = None
-    """What replaces parts of the pictures once they are normalised."""
+    """What replaces parts of the images once they are normalised."""
 
 
 @dataclass
 class LoadFailure:
-    """Takes a batch's place when a picture could not be loaded, so that a worker's error arrives as one line."""
+    """Takes a batch's place when an image could not be loaded, so that a worker's error arrives as one line."""
 
     message: str
 

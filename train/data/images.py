@@ -26,7 +26,7 @@ SOURCES = ("imagefolder", "scenes", "scenes:jpeg", "hf:REPOSITORY", "parquet:PAT
 
 
 class Photographs(Dataset[Batch]):
-    """Pictures of a data set, augmented for training or put through the model's own transform."""
+    """Images of a data set, augmented for training or put through the model's own transform."""
 
     def __init__(self, records: Records, settings: Settings, training: bool) -> None:
         self.records, self.classes, self.seed = records, records.classes, settings.seed
@@ -47,9 +47,9 @@ class Photographs(Dataset[Batch]):
         try:
             for key in keys:
                 record = self.records.read(key.sample)
-                picture = decode_image(record.content, record.where)
+                image = decode_image(record.content, record.where)
                 with seeded(self.seed, *key):
-                    images.append(self.transform(picture))
+                    images.append(self.transform(image))
                     if self.draw_patch:
                         patches.append(self.draw_patch())
                 labels.append(record.label)

@@ -1,4 +1,4 @@
-"""The processes that load batches: how many, when they start, and what is said when one of them fails."""
+"""The processes that load batches: how many, when they start, and the message when one of them fails."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def load(loader: DataLoader[Batch]) -> Generator[Batch]:
     """One pass over a loader's batches.
 
     Raises:
-        LocalError: a picture could not be loaded, or there is no room for a batch.
+        LocalError: an image could not be loaded, or there is no room for a batch.
     """
     with signals_wait():  # the loader's processes may start here
         batches = iter(loader)

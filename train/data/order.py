@@ -20,7 +20,7 @@ class SampleOrder:
         self.epoch_order = lru_cache(maxsize=2)(lambda epoch: self._epoch_order(source, seed, epoch))
 
     def _epoch_order(self, source: BatchSource, seed: int, epoch: int) -> NDArray[np.int64]:
-        # With r repeats an epoch is as long as ever: it holds r versions of every r-th picture of the order.
+        # With r repeats an epoch is as long as ever: it holds r versions of every r-th image of the order.
         return np.repeat(source.order(seed, epoch), self.repeats)[: self.count]
 
     def keys(self, start: int, stop: int) -> list[SampleKey]:
@@ -51,7 +51,7 @@ class TrainingSampler(Sampler[list[SampleKey]]):
 
 
 class ValidationSampler(Sampler[list[SampleKey]]):
-    """Batches of every `world`-th picture, from the `rank`-th on: each picture once, over all processes."""
+    """Batches of every `world`-th image, from the `rank`-th on: each image once, over all processes."""
 
     def __init__(self, count: int, batch_size: int, rank: int, world: int) -> None:
         self.mine = range(rank, count, world)

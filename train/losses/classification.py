@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from train.losses.terms import Forward, Term
 from train.settings import LossSettings
 
 
@@ -24,8 +25,19 @@ def classification_loss(logits: Tensor, targets: Tensor, loss: LossSettings) -> 
     return F.binary_cross_entropy_with_logits(logits, targets)
 
 
+class Classification(Term):
+    """The classification loss as a term of the objective."""
+
+    def __init__(self, loss: LossSettings) -> None:
+        self.loss = loss
+
+    def __call__(self, seen: Forward) -> Tensor:
+        """Mean over the images of a micro-batch."""
+        return classification_loss(seen.logits, seen.targets, self.loss)
+
+
 def correct(logits: Tensor, targets: Tensor) -> Tensor:
-    """How many pictures of a batch have their largest logit where the target is largest."""
+    """How many images of a batch have their largest logit where the target is largest."""
     return (logits.argmax(1) == targets.argmax(1)).sum()
 
 

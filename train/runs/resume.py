@@ -81,7 +81,7 @@ def take_on(state: TrainState, snapshot: Path, settings: Settings, accelerator: 
     if before.processes != now.processes:
         log.warning(
             "the snapshot was made with %d process(es), now there are %d. The order of the data changes: an update "
-            "sees the same pictures, but split in another way, with other mixing and BatchNorm statistics, so its "
+            "sees the same images, but split in another way, with other mixing and BatchNorm statistics, so its "
             "loss differs",
             before.processes,
             now.processes,

@@ -125,7 +125,7 @@ class RunFolder:
         return text.startswith(f"# {COMMAND} ") and isinstance(settings, dict) and known <= settings.keys()
 
     def start(self, settings: dict[str, Any], command: str, classes: list[str] | None) -> None:
-        """Begin a new run; what one left that died before its first snapshot goes."""
+        """Begin a new run; leftovers of one that died before its first snapshot are removed."""
         if self.config.exists():
             events = self.tensorboard.glob("events.out.tfevents.*")
             pictures = (self.pictures / f"{name}.png" for name in PICTURES)

@@ -23,9 +23,9 @@ class Progress:
     seed: int
     """Of the order of samples and everything drawn for them."""
     images: int
-    """Pictures in the training set."""
+    """Images in the training set."""
     global_batch: int
-    """Pictures in an update."""
+    """Images per update."""
     processes: int
     """Processes that train."""
     update: int = 0
@@ -35,7 +35,7 @@ class Progress:
     best_update: int = 0
     """When it was reached."""
     seconds: float = 0.0
-    """Time spent on training, without validation, pictures and snapshots."""
+    """Time spent on training, without validation, charts and snapshots."""
 
     @property
     def exact_epoch(self) -> float:
@@ -131,7 +131,8 @@ class TrainState:
             for i, buffer in enumerate(process_buffers(model)):
                 buffer.copy_(parts[rank][key][i] if same else mean_of(parts, key, i))
         if same:
-            self.meters.copy_(parts[rank]["meters"])
+            if parts[rank]["meters"].shape == self.meters.shape:  # else of other terms; sums begin anew
+                self.meters.copy_(parts[rank]["meters"])
             set_random_state(parts[rank]["random"])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 class Clock:
-    """Training time, and the part of it spent waiting for data. Stops for validation, pictures and snapshots."""
+    """Training time, and the part of it spent waiting for data. Stops for validation, charts and snapshots."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.before, self.started = seconds, time.perf_counter()

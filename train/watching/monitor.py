@@ -65,7 +65,7 @@ class Monitor:
             self.bar.update()
 
     def scalars(self, update: int, epoch: float, values: dict[str, float]) -> None:
-        """Write figures to TensorBoard and as a line of metrics.jsonl."""
+        """Write numbers to TensorBoard and as a line of metrics.jsonl."""
         if not self.active:
             return
         if self.writer:
@@ -93,7 +93,7 @@ class Monitor:
             self.writer.add_hparams(plain, {f"final/{k}": v for k, v in metrics.items()}, run_name=".")
 
     def picture(self, name: str, picture: np.ndarray | Figure, update: int, keep: bool = False) -> None:
-        """A picture (uint8 (H, W, 3)) or figure for TensorBoard; `keep` also puts it beside the card as PNG."""
+        """An image (uint8 (H, W, 3)) or a chart for TensorBoard; `keep` also puts it beside the card as PNG."""
         if not self.active:
             return
         pixels = figure_pixels(picture) if isinstance(picture, Figure) else picture

@@ -1,4 +1,4 @@
-"""Pictures of what the positions and kernels are doing, for TensorBoard and the card."""
+"""Charts of what the positions and kernels are doing, for TensorBoard and the card."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAX_KERNELS = 24
 
 
 def batch_grid(images: Tensor, transform: ModelTransform, count: int = 16) -> NDArray[np.uint8]:
-    """The first pictures of a batch as the model sees them: normalised (B, 3, H, W) -> uint8 (H', W', 3)."""
+    """The first images of a batch as the model sees them: normalised (B, 3, H, W) -> uint8 (H', W', 3)."""
     images = images[:count].detach().float().cpu()
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (transform.mean, transform.std))
     pixels = (images * std + mean).clamp(0, 1)

@@ -15,8 +15,8 @@ from train.data.images import Photographs
 from train.settings import Settings
 from train.watching.console import duration
 
-_CORE_SECONDS, _GIB = 0.4, 0.1  # of ConvNeXt-T in training, for each picture of 224 px
-_SLOW = 60  # seconds for an update
+_CORE_SECONDS, _GIB = 0.4, 0.1  # of ConvNeXt-T in training, per image of 224 px
+_SLOW = 60  # seconds per update
 
 
 def remarks(train: BatchSource, val: BatchSource, settings: Settings, device: torch.device) -> list[tuple[str, str]]:
@@ -45,11 +45,11 @@ def _gaps(train: BatchSource, val: BatchSource) -> str | None:
     if trained is None or validated is None:
         return None
     places = [_named(np.setdiff1d(validated, trained), train), _named(np.setdiff1d(trained, validated), train)]
-    said = [f"{place} no picture to {use}" for place, use in zip(places, ("train on", "validate on")) if place]
+    said = [f"{place} no image to {use}" for place, use in zip(places, ("train on", "validate on")) if place]
     if not said:
         return None
     held_out = isinstance(val, Photographs) and isinstance(val.records, Selection)
-    advice = "; data.val_fraction sets the share held out, data.val_root names other pictures" if held_out else ""
+    advice = "; data.val_fraction sets the share held out, data.val_root names other images" if held_out else ""
     return f"of {len(np.union1d(trained, validated))} classes, " + " and ".join(said) + advice
 
 
@@ -69,7 +69,7 @@ def _machine_hint(settings: Settings) -> str | None:
     if seconds < _SLOW:
         return None
     return (
-        f"{cores} CPU core(s): an update of {settings.global_batch} pictures would take ConvNeXt-T about "
+        f"{cores} CPU core(s): an update of {settings.global_batch} images would take ConvNeXt-T about "
         f"{duration(seconds)}, and batch_size={settings.batch_size} about "
         f"{settings.batch_size * size * _GIB:.1f} GiB. smoke=true tries the recipe; smaller global_batch, batch_size "
         "and data.image_size suit a CPU"

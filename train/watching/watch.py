@@ -1,4 +1,4 @@
-"""Pictures, histograms and numbers about the data and the positions, at the moments the recipe asks for."""
+"""Charts, histograms and numbers about the data and the positions, at the moments the recipe asks for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Watch:
     """Draws for a monitor; does nothing outside the main process.
 
     Args:
-        monitor: takes the pictures.
+        monitor: takes the charts.
         transform: says how inputs were normalised.
         initial: positions before the first update.
     """
