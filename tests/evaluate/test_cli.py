@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.text import markdown
 from evaluate.cli.main import main
 from evaluate.explainers.registry import EXPLAINERS
-from evaluate.run import engine
+from evaluate.run import engine, identity
 from evaluate.run.options import RunOptions
 from tests.evaluate.conftest import save_untrained
 
@@ -243,9 +243,9 @@ def test_the_folder_of_a_training_run_is_left_alone(checkpoint, tmp_path):
 
 def test_parts_are_small_where_an_image_takes_long():
     cheap = RunOptions(("grad_cam", "other_human", "input_gradient"))
-    assert engine.chunk_size(cheap) == engine.CHUNK
+    assert identity.chunk_size(cheap) == identity.CHUNK
     for slow in (RunOptions(("grad_cam", "rise")), RunOptions(("opti_cam",)), RunOptions(measures=("deletion",))):
-        assert engine.chunk_size(slow) == engine.SLOW_CHUNK < engine.CHUNK
+        assert identity.chunk_size(slow) == identity.SLOW_CHUNK < identity.CHUNK
 
 
 def test_plain_python_exits_with_2_and_one_line(tmp_path):

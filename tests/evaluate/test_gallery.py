@@ -2,13 +2,13 @@
 
 import numpy as np
 
-import evaluate.report.gallery as gallery
+import evaluate.run.measure as measure
+from evaluate.data.loader import load_batches
 from evaluate.data.scenes import ScenesData
 from evaluate.maps.arithmetic import resize_saliency
 from evaluate.maps.overlays import overlay
 from evaluate.network.micro_batch import MicroBatch
 from evaluate.network.subject import load_subject
-from evaluate.report.gallery import GalleryItem
 from evaluate.run.measure import measure_batch
 from evaluate.run.options import RunOptions
 from evaluate.run.pictures import gallery_column
@@ -22,7 +22,7 @@ def test_its_maps_are_those_that_were_measured(checkpoint, monkeypatch):
     micro = MicroBatch(3, RunOptions().device)
     options = RunOptions(METHODS, batch_size=2, workers=0, bf16=True, micro_batch=micro, layer="stages.7")
     asked, sizes, measured = [], [], {}
-    original = gallery.saliency_of.__globals__["explain"]
+    original = measure.explain
 
     def spy(model, images, *args, **kwargs):
         maps = original(model, images, *args, **kwargs)
@@ -32,15 +32,15 @@ def test_its_maps_are_those_that_were_measured(checkpoint, monkeypatch):
             measured.setdefault(key, []).append(values)
         return maps
 
-    monkeypatch.setitem(gallery.saliency_of.__globals__, "explain", spy)
+    monkeypatch.setattr(measure, "explain", spy)
     indices = [6, 1, 3]
-    for batch in gallery.load_batches(data, subject.transform, indices, 2, 0):
+    for batch in load_batches(data, subject.transform, indices, 2, 0):
         measure_batch(subject, data, batch, options)
-    column = gallery_column(subject, data, [GalleryItem(n, "") for n in indices], options)
+    column = gallery_column(subject, data, indices, options)
     assert sizes == [2, 1, 2, 1] and set(asked) == {(True, micro, "stages.7")}
     for place, index in enumerate(indices):
         first, second = measured[index]
-        pixels = next(gallery.load_batches(data, subject.transform, [index], 1, 0)).pixels[0]
+        pixels = next(load_batches(data, subject.transform, [index], 1, 0)).pixels[0]
         assert np.array_equal(column.pictures[place], pixels.permute(1, 2, 0))
         for name, one, two in zip(METHODS, first, second):
             assert one.equal(two), name

@@ -8,7 +8,7 @@ import torch
 
 from common.errors import UserError
 from evaluate.cli.main import main
-from evaluate.data import interface as data_module
+from evaluate.data import loader as loading
 from evaluate.data.loader import load_batches
 from evaluate.data.scenes import ScenesData
 from evaluate.network.subject import load_subject
@@ -27,7 +27,7 @@ def given(checkpoint, monkeypatch):
 @pytest.fixture
 def loaders(monkeypatch):
     """How many batches each loader that is made is asked for."""
-    made, loader = [], data_module.DataLoader
+    made, loader = [], loading.DataLoader
 
     def counted(items, batch_sampler, **kwargs):
         made.append([len(batch) for batch in batch_sampler])
@@ -69,7 +69,7 @@ def test_parts_that_are_finished_are_not_read_again(given, read, tmp_path, capsy
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_images_that_are_left_out_stay_with_their_part(given, tmp_path, monkeypatch, capsys, workers):
     picture = ScenesData.picture
-    indices = data_module.choose_indices(1000, 14, 0).tolist()
+    indices = loading.choose_indices(1000, 14, 0).tolist()
     damaged = {*indices[4:8], indices[13]}  # all of the second part, and the last
 
     def some(self, index):

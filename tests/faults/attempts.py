@@ -22,12 +22,12 @@ from common import atomic
 from common.entry import run_command
 from evaluate.cli import main as cli
 from evaluate.clickme import command as clickme_tools
-from train import build as session
 from train import publish
+from train import run as trainer
 from train.runs import resume
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": session.main, "publish": publish.main, "evaluate": cli.main, "convert": clickme_tools.main,
+    "train": trainer.main, "publish": publish.main, "evaluate": cli.main, "convert": clickme_tools.main,
 }  # fmt: skip
 _CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 _WRITING = os.O_WRONLY | os.O_RDWR

@@ -17,7 +17,7 @@ EVALUATE = """
 import sys, threading, time
 from pathlib import Path
 from evaluate.cli.main import main
-from evaluate.data.interface import ScenesData
+from evaluate.data.scenes import ScenesData
 
 ScenesData.__init__.__defaults__ = (40_000, None)
 

@@ -93,10 +93,11 @@ def test_a_batch_without_room_in_shared_memory_is_one_line_and_nobody_waits(
 DEADLY = """
 import os, signal, sys
 from common.entry import run_command
-from train import batches, loop
-from train.build import main
+from train import loop
+from train.data import images
+from train.run import main
 
-trainer, number, decode, clip = os.getpid(), getattr(signal, sys.argv[1]), batches.decode_image, loop._clip
+trainer, number, decode, clip = os.getpid(), getattr(signal, sys.argv[1]), images.decode_image, loop._clip
 
 def deadly(content, where):
     if os.getpid() != trainer and where.endswith(sys.argv[3]):
@@ -108,7 +109,7 @@ def busy(session):
         sum(range(1000))
     return clip(session)
 
-batches.decode_image, loop._clip = deadly, busy
+images.decode_image, loop._clip = deadly, busy
 sys.exit(run_command(lambda: main(sys.argv[4:])))
 """
 

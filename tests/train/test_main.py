@@ -20,8 +20,7 @@ from common.checkpoint import load_checkpoint, read_config
 from common.errors import UserError
 from common.surgery import position_groups
 from tests.train.conftest import ROOT, Launched, make_photographs, metrics
-from train import build as session
-from train import loop
+from train import build, loop, run
 from train.configure import load_settings
 from train.publish import publish_run, upload
 
@@ -151,7 +150,7 @@ def test_a_run_leaves_everything_needed_to_watch_and_publish_it(
 @pytest.mark.parametrize("source", ["checkpoints/demo", "checkpoints/demo/model.safetensors"])
 def test_a_run_starts_at_the_function_of_plain_weights(source: str) -> None:
     given = [f"init_from={ROOT / source}", "dcls.kernel_count=49", "dcls.init=preserve", "num_classes=12"]
-    model = session._create_model(load_settings([*TINY, *given]), Accelerator(cpu=True)).eval()
+    model = build._create_model(load_settings([*TINY, *given]), Accelerator(cpu=True)).eval()
     plain, _ = load_checkpoint(ROOT / "checkpoints" / "demo")
     assert len(position_groups(model)) == 2
     x = torch.randn(4, 3, 64, 64)
@@ -227,7 +226,7 @@ def test_a_name_taken_meanwhile_costs_no_finished_run(
     given = [*TINY, "name=mine", "overwrite=false"]
     library = tmp_path / "checkpoints"
     train_here(*given, f"checkpoints_dir={tmp_path}/elsewhere", run_dir="other")
-    trained = session.train
+    trained = loop.train
 
     def meanwhile(*running: Any) -> Any:
         shutil.copytree(tmp_path / "elsewhere" / "mine", library / "mine")
@@ -311,10 +310,10 @@ def test_training_on_a_gpu_lets_cudnn_try_its_algorithms(monkeypatch: pytest.Mon
     settings = load_settings(TINY)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    session._accelerator(settings)
+    build.make_accelerator(settings)
     assert not torch.backends.cudnn.benchmark
     monkeypatch.setattr(Accelerator, "device", property(lambda self: torch.device("cuda")))
-    session._accelerator(settings)
+    build.make_accelerator(settings)
     assert torch.backends.cudnn.benchmark
 
 
@@ -329,7 +328,7 @@ def test_accelerates_own_configuration_does_not_compile(
 def test_positions_keep_their_layout_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     settings = load_settings([*TINY, "channels_last=true", "dcls.interpolation=gauss"])
-    model = session._create_model(settings, session._accelerator(settings))
+    model = build._create_model(settings, build.make_accelerator(settings))
     groups = surgery.position_groups(model)
     for group in groups:
         assert group.sigma is not None and group.positions.is_contiguous() and group.sigma.is_contiguous()
