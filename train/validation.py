@@ -1,4 +1,4 @@
-"""Accuracy on the validation part: every picture counts exactly once, whatever the number of processes."""
+"""Accuracy on the validation part: every image counts exactly once, whatever the number of processes."""
 
 from __future__ import annotations
 

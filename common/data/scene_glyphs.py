@@ -1,4 +1,4 @@
-"""The glyphs of the `scenes` data set, the object and its distractors: what is drawn about them, how they are painted.
+"""Glyphs of the `scenes` data set, the object and its distractors: their random draws and how they are painted.
 
 Painting uses exactly rounded arithmetic only (+ - * / sqrt), never a sine or an exponential, whose last bit may
 depend on the place in the array: so a scene is the same bits alone and in any batch.
