@@ -12,7 +12,6 @@ from evaluate.data import loader as loading
 from evaluate.data.loader import load_batches
 from evaluate.data.scenes import ScenesData
 from evaluate.network.subject import load_subject
-from evaluate.report.gallery import GalleryItem
 from evaluate.run.measure import Unmeasurable, measure
 from evaluate.run.options import RunOptions
 from evaluate.run.pictures import gallery_column
@@ -140,7 +139,7 @@ def test_a_batch_that_does_not_fit_is_measured_in_halves_and_so_are_those_after_
 
 def test_the_gallery_is_made_in_halves_too(checkpoint):
     data, subject = ScenesData(64, 8), load_subject(str(checkpoint))
-    options, items = RunOptions(("grad_cam",), batch_size=8, workers=0), [GalleryItem(n, "") for n in range(8)]
+    options, items = RunOptions(("grad_cam",), batch_size=8, workers=0), list(range(8))
     expected = gallery_column(subject, data, items, options)
     subject.model = Hungry(subject.model, 3, OUT)
     found = gallery_column(subject, data, items, options)

@@ -20,7 +20,7 @@ from common.checkpoint import load_checkpoint, read_config
 from common.errors import UserError
 from common.surgery import position_groups
 from tests.train.conftest import ROOT, Launched, make_photographs, metrics
-from train import build, loop, run
+from train import build, loop
 from train.configure import load_settings
 from train.publish import publish_run, upload
 
