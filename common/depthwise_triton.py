@@ -27,7 +27,7 @@ from common.errors import UserError
 _CHANNELS = 32  # channels of a program
 _PIXELS = 16  # pixels of a program
 _PARTS = 64  # parts of the weight gradient
-_WARPS = 1  # by the compiled code: half the instructions for a multiplication that four warps need
+_WARPS = 1  # by the compiled code, half as many instructions per multiplication as four warps need
 
 
 @triton.jit
@@ -193,7 +193,7 @@ _to_kernel.register_autograd(_refuse)
 def triton_depthwise_conv2d(x: Tensor, kernel: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
     """`common.dcls.depthwise_conv2d` by Triton.
 
-    It takes that itself where there is no GPU or no image, or the padding does not fit. Without a GPU the kernels
+    It falls back to that where there is no GPU or no image, or the padding does not fit. Without a GPU the kernels
     run in Triton's interpreter if TRITON_INTERPRET=1. Under autocast the result is in its type, while the kernel and
     its gradient are not rounded to it. One derivative.
     """

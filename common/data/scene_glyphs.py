@@ -72,7 +72,7 @@ def draw_glyphs(draws: Draws, labels: NDArray[np.int64], size: int, difficulty: 
     fill = np.where(kind == 0, texture, flat)
     outline[:, -1], fill[:, -1] = labels % len(SHAPES), labels // len(SHAPES)
 
-    # Of each kind the integer part of this many are shown: with difficulty, between none and all.
+    # floor(wanted) of each kind are shown: by difficulty, from none to all.
     wanted = draws.uniform(0, 1, 3) + np.float32(difficulty * _DISTRACTORS_PER_KIND)
     present = np.arange(slots)[None] // 3 + 1 <= np.take(wanted, kind, axis=1)
     present[:, -1] = True

@@ -24,7 +24,7 @@ from tests.benchmarks.harness import Timing, alternate, device, markdown
 
 TITLE = "Explainers against grad-cam"
 GOAL = (
-    "Goal: never slower; the gradient methods together at least 5 times faster than one call of grad-cam for each. "
+    "Goal: never slower; the gradient explainers together at least 5 times faster than one call of grad-cam for each. "
     "First table: MobileNetV2 at 224 px, maps at its last feature map."
 )
 NOTES = """Explainers of many passes, and gradients of the image. `ablation_cam` at the last map runs the head only, the
