@@ -39,13 +39,13 @@ def main() -> int:
             failed.append(name)
             continue
         print(table)
-        print(f"written to {put(name, module.TITLE, module.GOAL, table)}")
+        print(f"written to {put(name, module.TITLE, module.GOAL, table, RESULTS)}")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def put(name: str, title: str, goal: str, table: str, folder: Path = RESULTS) -> Path:
+def put(name: str, title: str, goal: str, table: str, folder: Path) -> Path:
     """Place a benchmark's table in its page, beside those of other kinds of devices; gives the page."""
     page, key = folder / f"{name}.md", f"{name}-{device().type}"
     text = page.read_text(encoding="utf-8") if page.exists() else f"# {title}\n\n{goal}\n"

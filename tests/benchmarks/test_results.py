@@ -1,8 +1,10 @@
 """The pages of results: what was measured, when, where and by which command."""
 
 import re
+import sys
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,3 +53,20 @@ def test_a_table_replaces_that_of_its_kind_of_device_and_nothing_else(
     assert text.startswith("# A step\n\nGoal: fast.\n\n<!-- step-cpu -->\nMeasured on ")
     assert "first" not in text and text.count("# A step") == 1
     assert text.index("| second |") < text.index("By hand.") < text.index("| of a GPU |")
+
+
+def test_the_command_writes_the_page_of_the_benchmark_it_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = SimpleNamespace(TITLE="A step", GOAL="Goal: fast.", run=lambda: "| a table |")
+    monkeypatch.setattr(benchmarks, "RESULTS", tmp_path)
+    monkeypatch.setattr(
+        benchmarks.importlib, "import_module", lambda name: {"tests.benchmarks.bench_step": bench}[name]
+    )
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "step"])
+    assert benchmarks.main() == 0
+    assert [page.name for page in tmp_path.iterdir()] == ["step.md"]
+    assert "| a table |" in (tmp_path / "step.md").read_text(encoding="utf-8")
+    assert f"written to {tmp_path / 'step.md'}" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "stepp"])
+    assert benchmarks.main() == 2
