@@ -1,1 +1,1 @@
-"""What training and evaluation share: the DCLS layer, model surgery, the zoo, checkpoints, the scenes data set."""
+"""What training and evaluation share: the DCLS layer, model surgery, the zoo, data formats, the checkpoint format."""

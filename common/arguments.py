@@ -1,4 +1,4 @@
-"""Command lines: what is wrong with one is said in one line, with the nearest option for a misspelt one."""
+"""Command lines: an error is one line, with the nearest option for a misspelt one."""
 
 from __future__ import annotations
 

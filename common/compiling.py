@@ -1,4 +1,4 @@
-"""What to say when `torch.compile` fails."""
+"""The error that users see when `torch.compile` fails."""
 
 from __future__ import annotations
 

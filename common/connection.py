@@ -1,4 +1,4 @@
-"""One answer of a file server over HTTPS: nothing unencrypted, no page in place of a file, no connection that drips."""
+"""One answer of a file server over HTTPS: encrypted, of the right kind, and not endlessly slow."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def _bump_gradient(
 
 
 def _in_full_precision(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs a backward pass in its inputs' types, whether or not the caller, or what compiled it, has autocast on."""
+    """Run the backward pass in its inputs' types, ignoring the autocast of the caller or of what compiled it."""
 
     @functools.wraps(backward)
     def without_autocast(ctx: Any, upstream: Tensor) -> Any:

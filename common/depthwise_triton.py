@@ -27,7 +27,7 @@ from common.errors import UserError
 _CHANNELS = 32  # channels of a program
 _PIXELS = 16  # pixels of a program
 _PARTS = 64  # parts of the weight gradient
-_WARPS = 1  # by the compiled code: half as many instructions per multiplication as with four warps
+_WARPS = 1  # by the compiled code, half as many instructions per multiplication as four warps need
 
 
 @triton.jit

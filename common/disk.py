@@ -1,4 +1,4 @@
-"""What the file system refused, behind whatever a library made of it."""
+"""A full or failing disk, recognised behind whatever error a library made of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloads that survive a broken connection: resumed where they stopped, checked, and in place only when whole."""
+"""Downloads that survive a broken connection: resumed where they stopped, checked, in place only once whole."""
 
 from __future__ import annotations
 

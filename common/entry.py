@@ -1,4 +1,4 @@
-"""How commands end: 0 done; 2 what was asked for cannot be done, said in one line; 130 Ctrl-C; 1 a fault of ours."""
+"""How commands end: exit code 0, 2 (a user's error), 130 (Ctrl-C) or 1 (a fault of ours), each in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kinds of plain values that come from outside: what a value must be, in words and as a test, and tables of them."""
+"""Kinds of plain values that come from outside: descriptions in words, tests, and tables of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many processes a launcher has started, against how many know of each other."""
+"""How many processes a launcher has started, compared with how many know of each other."""
 
 from __future__ import annotations
 

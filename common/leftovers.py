@@ -1,4 +1,4 @@
-"""Temporary names that say whose they are, so that what a writer left when it died is found and cleared away."""
+"""Temporary names that name their owner, so that what a dead writer left behind is found and removed."""
 
 from __future__ import annotations
 

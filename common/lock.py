@@ -1,4 +1,4 @@
-"""One writer at a time: a lock that ends with its process, however that ends, and says who holds it.
+"""One writer at a time: a lock that ends with its process and names who holds it.
 
 It is the kernel's (`flock`), so it holds between hosts where the file system shares such locks: NFS 4, GPFS, Lustre
 mounted with `flock`. Where a file system has none, that is said and the work goes on; where it keeps them to each host

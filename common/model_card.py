@@ -1,4 +1,4 @@
-"""The card (`README.md`) of a published checkpoint: front matter for the hub, then what people want to know."""
+"""The card (`README.md`) of a published checkpoint: front matter for the hub, then what readers need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model without its memory: built on the meta device, where tensors have shapes only, and within limits.
+"""A model without memory: built on the meta device, where tensors have only shapes, and within limits.
 
 So what a stranger's checkpoint asks for can be compared with its weight file before anything is allocated.
 """

@@ -1,4 +1,4 @@
-"""Give DCLS layers the function of the plain convolutions whose place they take: positions, widths and weights.
+"""Give DCLS layers the function of the plain convolutions they replace: positions, widths and weights.
 
 The taps of a k x k kernel lie on pixels of the dilated plane, with the kernel's centre on the plane's. As many elements
 as taps: one on each tap, and the kernel is the same. More: the others lie on the free pixels nearest the centre, with

@@ -1,4 +1,4 @@
-"""Weights that a training starts from: a checkpoint of ours or a file of the authors, for the plain model."""
+"""Weights that training starts from: a checkpoint of ours or a file of the authors, for the plain model."""
 
 from __future__ import annotations
 

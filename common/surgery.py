@@ -1,4 +1,4 @@
-"""Model surgery: put DCLS layers in the place of a model's convolutions, fold them back, look after positions."""
+"""Model surgery: replace a model's convolutions by DCLS layers, fold them back, clamp and find positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text from elsewhere, made fit to be shown: on a terminal, in Markdown, and without the tokens of the hub."""
+"""Foreign text made fit to be shown: on a terminal, in Markdown, and without the hub's tokens."""
 
 from __future__ import annotations
 

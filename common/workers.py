@@ -1,4 +1,4 @@
-"""The processes that load batches: how many there may be, and what is said when one of them dies."""
+"""Processes that load batches: how many there may be, and the error when one of them dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ClickMe: photographs with maps of where people look for the object, from the published TFRecord shards.
+"""ClickMe: images with maps of where people look for the object, from the published TFRecord shards.
 
 The data set and the preprocessing are those of Fel et al., "Harmonizing the object recognition strategies of
 deep neural networks with humans" (NeurIPS 2022, arXiv 2211.04533). A record has three features: `image` and

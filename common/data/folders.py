@@ -1,4 +1,4 @@
-"""Folders of photographs, one for each class."""
+"""Folders of images, one per class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`manifest.json` beside files of data: what they should be, held against what they are.
+"""`manifest.json` beside files of data: their sizes and hashes, and the check of files against them.
 
 `{"files": {"train-0.parquet": {"size": 123, "sha256": "..."}, ...}}`, names of files of the same folder.
 `python -m common.data.manifest FOLDER` writes one.

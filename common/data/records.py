@@ -1,4 +1,4 @@
-"""The data sets that photographs come from, map-style: every picture has an index, and any of them can be read.
+"""Data sets of images, map-style: every image has an index, and any of them can be read.
 
 Tables (`common.data.tables`) are memory-mapped, and shards (`common.data.shards`) are read picture by picture, so no
 data set is ever held in memory whole.

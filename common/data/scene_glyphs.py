@@ -1,4 +1,4 @@
-"""The glyphs of the `scenes` data set, the object and its distractors: what is drawn about them, how they are painted.
+"""Glyphs of the `scenes` data set, the object and its distractors: their random draws and how they are painted.
 
 Painting uses exactly rounded arithmetic only (+ - * / sqrt), never a sine or an exponential, whose last bit may
 depend on the place in the array: so a scene is the same bits alone and in any batch.
@@ -72,7 +72,7 @@ def draw_glyphs(draws: Draws, labels: NDArray[np.int64], size: int, difficulty: 
     fill = np.where(kind == 0, texture, flat)
     outline[:, -1], fill[:, -1] = labels % len(SHAPES), labels // len(SHAPES)
 
-    # floor(wanted) of each kind are shown: the more difficult, the more, from none to all.
+    # floor(wanted) of each kind are shown: by difficulty, from none to all.
     wanted = draws.uniform(0, 1, 3) + np.float32(difficulty * _DISTRACTORS_PER_KIND)
     present = np.arange(slots)[None] // 3 + 1 <= np.take(wanted, kind, axis=1)
     present[:, -1] = True

@@ -1,4 +1,4 @@
-"""The embedded data set: small puzzles made on the fly, for the demo and for tests.
+"""The generated data set `scenes`: small puzzles made on the fly, for the demo and for tests.
 
 A scene holds one object whose class is the pair (texture, shape), and distractors that carry a class texture
 without a class shape, a class shape without a class texture, or neither. Colour, position and background never

@@ -1,4 +1,4 @@
-"""Shards: parquet files and webdataset tars, read picture by picture, in an order that stays within a shard.
+"""Shards: Parquet files and webdataset tars, read image by image, in an order that stays within a shard.
 
 An epoch takes shards in a random order, blocks of pictures in a random order within their shard, and pictures in
 a random order within their block, so that reading stays nearly sequential. Since every picture has an index,

@@ -1,4 +1,4 @@
-"""The network of the demo pair: small enough to train on two CPU cores in minutes, built like its large relatives.
+"""The network of the demo pair: trained on two CPU cores in minutes, built like its large relatives.
 
 A strided stem, then stages of residual blocks whose 7x7 depthwise convolutions `common.surgery` can replace by
 DCLS layers. BatchNorm, not the LayerNorm and layer scale of ConvNeXt, which hardly learn in so few updates.

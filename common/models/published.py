@@ -1,4 +1,4 @@
-"""The authors' weight files and other original ones: fetched, read without running them, brought to timm's names.
+"""The authors' weight files and other original ones: downloaded, read without running code, renamed to timm's names.
 
 Files come under the parameter names of the original repositories (facebookresearch/ConvNeXt, sail-sg/metaformer,
 apple/ml-fastvit) or under timm's; both are recognised. DCLS layers keep the names of the dcls package in all of

@@ -1,4 +1,4 @@
-"""The way a photograph goes into a model: resize, centre crop, normalisation."""
+"""How an image enters a model: resize, centre crop, normalisation."""
 
 from __future__ import annotations
 

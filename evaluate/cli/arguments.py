@@ -1,4 +1,4 @@
-"""What `python -m evaluate` takes."""
+"""The options of `python -m evaluate`."""
 
 from __future__ import annotations
 

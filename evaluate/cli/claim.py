@@ -1,4 +1,4 @@
-"""What a folder of results holds is written down in it: nothing there is replaced unasked, nor by two at once."""
+"""Who owns a folder of results: nothing in it is replaced unasked, nor written by two commands at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One picture of many explained photographs: a row each, a column for each explainer."""
+"""One sheet of many explained images: a row per image, a column per explainer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m evaluate explain IMAGE ...`: saliency maps of one's own photographs, as arrays and as pictures."""
+"""`python -m evaluate explain IMAGE ...`: saliency maps of your own images, as arrays and as overlays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `python -m evaluate explain` is told: images, by files and folders, and a class, by its index or name."""
+"""Arguments of `python -m evaluate explain`: images as files and folders, a class as index or name."""
 
 from __future__ import annotations
 

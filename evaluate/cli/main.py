@@ -1,4 +1,4 @@
-"""The command `python -m evaluate`: what it takes, and the way from there to the results."""
+"""The command `python -m evaluate`: from its arguments to the results."""
 
 from __future__ import annotations
 

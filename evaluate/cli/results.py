@@ -1,4 +1,4 @@
-"""From measured rows to what lies in the folder of results, and what the terminal shows."""
+"""From measured rows to the files in the folder of results, and to what the terminal shows."""
 
 from __future__ import annotations
 

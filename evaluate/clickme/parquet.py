@@ -1,4 +1,4 @@
-"""ClickMe shards as a Parquet data set that anyone loads with `datasets.load_dataset`, without TensorFlow."""
+"""ClickMe shards as a Parquet data set for `datasets.load_dataset`, without TensorFlow."""
 
 from __future__ import annotations
 

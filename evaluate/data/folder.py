@@ -1,4 +1,4 @@
-"""Photographs in class folders, or in one folder with a table of labels."""
+"""Images in class folders, or in one folder with a table of labels."""
 
 from __future__ import annotations
 

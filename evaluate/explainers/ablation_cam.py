@@ -1,4 +1,4 @@
-"""Ablation-CAM (Desai and Ramaswamy, WACV 2020): each channel weighs what the score loses without it."""
+"""Ablation-CAM (Desai and Ramaswamy, WACV 2020): the weight of a channel is what the score loses without it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from evaluate.network.query import Query
 
 
 def ablation_cam(query: Query, relu: bool = True) -> Tensor:
-    """ReLU(sum_k w_k A_k), w_k = (y - y_k) / y with y_k the score when channel k is 0 everywhere.
+    """ReLU(sum_k w_k A_k), w_k = (y - y_k) / y, where y_k is the score when channel k is 0 everywhere.
 
     At the last feature map only the head runs again, once for each channel; at another layer the network does.
     Where the head is affine, y - y_k is exactly the sum of g_k A_k over positions. pytorch-grad-cam departs from
     the paper where activations can be negative: it sets the channel to -1e7 instead of 0.
 
-    Dividing by y turns the map over where y is negative, as in that library: for the least likely class of a photograph
-    its correlation with HiResCAM is -0.90 to -0.98. It then shows what speaks against the class.
+    Dividing by y flips the map's sign where y is negative, as in that library: for the least likely class of a
+    photograph its correlation with HiResCAM is -0.90 to -0.98. It then shows what speaks against the class.
 
     Args:
         query: what is explained.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 NULL = 1e-12
-"""Eigenvalues up to this count as 0."""
+"""Eigenvalues up to this value count as 0."""
 
 
 def correlation(states: Tensor, weights: Tensor | None = None) -> Tensor:

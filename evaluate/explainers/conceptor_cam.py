@@ -1,10 +1,10 @@
 """Conceptor-CAM: a reconstruction, not verified against the paper (arXiv 2201.08636).
 
-Known of the paper are its abstract and the algebra of conceptors: it learns inter- and intra-channel relations by
-conceptors, combines positive and pseudo-negative evidence by Boolean operations, and goes with any CAM method's
-weights. Everything else here is our choice:
+Of the paper only the abstract and the algebra of conceptors are known: it learns inter- and intra-channel relations by
+conceptors, combines positive and pseudo-negative evidence by Boolean operations, and works with the weights of any CAM.
+Everything else here is our choice:
 
-1. Base: channel weights w of a CAM method, and its map m = min-max(ReLU(sum_k w_k A_k)) in [0, 1].
+1. Base: channel weights w of a CAM, and its map m = min-max(ReLU(sum_k w_k A_k)) in [0, 1].
 2. Inter-channel states: the channel vectors a_p (C) of each position p. Positive evidence weighs position p by
    m_p, pseudo-negative evidence by 1 - m_p: R+ = sum m_p a_p a_p^T / sum m_p, R- likewise with 1 - m_p.
 3. Intra-channel states: the maps A_k (hw) of each channel k. Positive evidence weighs channel k by ReLU(w_k),
@@ -38,7 +38,7 @@ BASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "grad_cam_pp": grad_cam_pp.channel_weights,
     "xgrad_cam": xgrad_cam.channel_weights,
 }
-"""Methods that give channel weights (B, C, 1, 1) from features and gradients."""
+"""CAMs that give channel weights (B, C, 1, 1) from features and gradients."""
 
 
 def conceptor_cam(
@@ -50,7 +50,7 @@ def conceptor_cam(
         features: A, (B, C, h, w).
         gradients: (B, C, h, w).
         aperture: of all conceptors; larger lets more through.
-        base: the CAM method whose channel weights are taken, a name of `BASES`.
+        base: the CAM whose channel weights are taken, a name of `BASES`.
         relu: drop negative evidence; False: the signed map.
 
     Returns:

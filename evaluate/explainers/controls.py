@@ -1,4 +1,4 @@
-"""Maps that explain nothing, to tell what a measure rewards."""
+"""Controls: maps that explain nothing, to show what a metric rewards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from evaluate.network.query import Query
 def random_map(query: Query) -> Tensor:
     """Independent uniform noise at each pixel from each image's generator, (B, H, W).
 
-    Where images have keys, as in the command, an image keeps its noise when its pixels or the model change: measures
+    Where images have keys, as in the command, an image keeps its noise when its pixels or the model change: metrics
     that explain again find it perfectly stable.
     """
     drawn = [torch.rand(query.images.shape[2:], generator=g) for g in query.generators()]

@@ -1,4 +1,4 @@
-"""EigenCAM (Muhammad and Yeasin, IJCNN 2020): the first principal component of the activations, of no class."""
+"""EigenCAM (Muhammad and Yeasin, IJCNN 2020): the first principal component of the activations, for no class."""
 
 import torch
 from torch import Tensor
@@ -10,15 +10,15 @@ from evaluate.network.layout import zero_where_broken
 def eigen_cam(features: Tensor, gradients: Tensor | None = None, centre: bool = True, relu: bool = True) -> Tensor:
     """Activations (hw, C) projected on their first right singular vector.
 
-    A singular vector has no sign of its own. Here it is the one for which the projection grows with the length
+    A singular vector has no sign of its own. Here the sign is that for which the projection grows with the length
     of the activation vectors (positive covariance over positions), so that the map does not depend on the SVD;
-    without centring, the one whose projection has a positive sum. On 77 of 100 photographs it puts
+    without centring, that for which the projection has a positive sum. On 77 of 100 photographs it puts
     more energy into the objects' boxes than the other sign (MobileNetV2; 0.846 against 0.505). pytorch-grad-cam keeps
     the sign that the SVD happens to give: its maps are these or those of the other sign.
 
     Args:
         features: (B, C, h, w).
-        gradients: not used; the method knows no class.
+        gradients: not used; EigenCAM knows no class.
         centre: subtract each channel's mean first, as pytorch-grad-cam does; False: as in the paper.
         relu: drop the negative side; False: the signed projection.
 

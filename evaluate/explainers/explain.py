@@ -23,27 +23,27 @@ from evaluate.network.query import Query
 from evaluate.network.targets import Targets
 
 Form = Literal["defined", "raw", "relu", "normalised"]
-"""defined: the method's own map; raw: signed and unscaled where it has such a form; relu: the positive part of the
+"""defined: the explainer's own map; raw: signed and unscaled where it has such a form; relu: the positive part of the
 defined map; normalised: the defined map scaled to 0..1 (a constant map becomes 0)."""
 
 
 class Maps(dict[str, Tensor]):
-    """Saliency maps (B, H, W) float32 by method, never NaN; what else the pass gave is beside them."""
+    """Saliency maps (B, H, W) float32 by explainer, never NaN, with what else the pass gave."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
         self.logits = logits
         """(B, K) float32 of the unmodified images."""
         self.degenerate: dict[str, Tensor] = {}
-        """(B,) bool by method: the map is constant, or was not finite (then it is all 0)."""
+        """(B,) bool by explainer: the map is constant, or was not finite (then it is all 0)."""
         self.explainers: dict[str, Explainer] = {}
-        """What is known of each method, such as `verified`."""
+        """What is known of each explainer, such as `verified`."""
         self.notes: dict[str, str] = {}
-        """By method, what a reader of its maps must know: its own note, and what it found in this network."""
+        """By explainer, what a reader of its maps must know: its own note, and what it found in this network."""
         self.shared_seconds = 0.0
-        """Wall time of the pass that all methods at the layer share: features, gradients, logits."""
+        """Wall time of the pass that all explainers at the layer share: features, gradients, logits."""
         self.seconds: dict[str, float] = {}
-        """Wall time of each method's own part."""
+        """Wall time of each explainer's own part."""
 
 
 def explain(
@@ -64,8 +64,8 @@ def explain(
 ) -> Maps:
     """Explain a batch.
 
-    The model is left as it was: no hook, no gradient, its training mode back. It may be compiled, frozen, under
-    autocast, and called within `no_grad` or `inference_mode`.
+    The model is left as it was: no hook, no gradient, in its former training mode. It may be compiled, frozen or under
+    autocast, and the call may stand within `no_grad` or `inference_mode`.
 
     Args:
         model: any timm classifier; any other one with `layer` given.
@@ -75,23 +75,24 @@ def explain(
         methods: see `evaluate.named.Asked` and `EXPLAINERS`. All gradient explainers share one pass.
         layer: name of the layer to explain; None: the last feature map, of class-token transformers the last
             block's first norm.
-        size: of the maps, bilinear: (height, width), `image`, or `own` - the layer's or image's, as it comes.
+        size: of the maps, resized bilinearly: (height, width), `image`, or `own`: that of the layer or image, not
+            resized.
         form: see `Form`.
-        transform: the model's preprocessing; None: what timm says of it. Only Opti-CAM and what is asked to hide
-            pixels in black need it.
-        micro_batch: images at once where a method needs many forward passes; halved when memory runs out.
-            A `MicroBatch` keeps what it learnt from call to call.
+        transform: the model's preprocessing; None: what timm says of it. Needed only by Opti-CAM and
+            where pixels are hidden in black.
+        micro_batch: images at once where an explainer needs many forward passes; halved when memory runs out.
+            A `MicroBatch` keeps its size from call to call.
         bf16: features and perturbed images in bfloat16; heads and maps stay float32.
-        seed: of the random methods.
-        image_keys: a number for each image, such as its index in a data set, on which what is drawn for it depends;
-            None: taken from its pixels.
+        seed: of the explainers that draw at random.
+        image_keys: a number for each image, such as its index in a data set, that seeds its random draws; None: taken
+            from its pixels.
         other_human: (B, S, S) human maps of other images, which the control of that name needs.
 
     Returns:
-        `Maps`, a dict {method as it was given: (B, H, W)}.
+        `Maps`, a dict {explainer as it was given: (B, H, W)}.
 
     Raises:
-        UserError: unknown method, parameter or layer; a model or layer that gives no map.
+        UserError: unknown explainer, parameter or layer; a model or layer that gives no map.
         ValueError: targets or images of a wrong shape.
     """
     chosen = EXPLAINERS.choose(methods)
@@ -108,7 +109,7 @@ def explain(
         if any(one.entry.at_layer for one in chosen.values()):
             _ = query.activations  # first, as the logits come with it
         maps = Maps(query.logits)
-        _ = query.targets  # wrong ones are told, whatever the methods
+        _ = query.targets  # wrong ones are reported, whatever the explainers
         end = _now(images.device)
         maps.shared_seconds = end - start
         for label, one in chosen.items():
@@ -147,7 +148,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def _flag(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps without NaN or infinity, and which of them say nothing."""
+    """Maps without NaN or infinity, and which of them are constant or were not finite."""
     finite = maps.isfinite().all(2).all(1)
     maps = torch.where(finite[:, None, None], maps, 0)
     return maps, ~finite | is_constant(maps)

@@ -1,4 +1,4 @@
-"""FullGrad (Srinivas and Fleuret, NeurIPS 2019): the input's and every bias's share of the score."""
+"""FullGrad (Srinivas and Fleuret, NeurIPS 2019): the shares of the input and of every bias in the score."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Biases(TorchFunctionMode):
         self.linear: list[bool] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call, record, and hand on a copy, since the next layer may work in place."""
+        """Call, record, and pass on a copy, since the next layer may work in place."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         bias = None
@@ -75,7 +75,7 @@ def _batch_norm_bias(*args: Any, **kwargs: Any) -> Tensor | None:
 
 
 def decompose(query: Query, part: slice = slice(None)) -> Decomposition:
-    """Input and bias terms of each image's target score; `part` takes some of the images."""
+    """Input and bias terms of each image's target score; `part` selects some of the images."""
     targets, index = query.targets, torch.arange(len(query.images), device=query.images.device)[part]
     with torch.enable_grad():
         leaf = query.images[part].detach().clone().requires_grad_()
@@ -100,9 +100,9 @@ def full_grad(query: Query, align_corners: bool = True) -> Tensor:
     """sum_colours psi(x g_x) + sum over convolutions and batch norms, channels, of up(psi(b g)).
 
     psi: absolute value, then min-max per image; bilinear upsampling with aligned corners, as in the authors' code
-    (idiap/fullgrad-saliency), which also leaves linear layers out of the map. (pytorch-grad-cam scales each channel by
-    itself: up to 0.14 away on maps of 0..1, correlation 0.986.) In networks with other
-    nonlinearities than ReLU (GELU, LayerNorm, attention) the terms do not add up to the score.
+    (idiap/fullgrad-saliency), which also leaves linear layers out of the map. (pytorch-grad-cam scales each channel
+    separately: up to 0.14 away on maps of 0..1, correlation 0.986.) In networks with nonlinearities other than ReLU
+    (GELU, LayerNorm, attention) the terms do not add up to the score.
 
     Args:
         query: what is explained, in slices that fit the memory, as every layer's output is kept.
@@ -118,7 +118,7 @@ def full_grad(query: Query, align_corners: bool = True) -> Tensor:
         size = query.images.shape[2:]
         total = _psi(parts.input_term).sum(1)
         for term in parts.bias_terms:
-            # Upsampling is linear: one resize of the channels' sum instead of one a channel.
+            # Upsampling is linear: one resize of the channels' sum instead of one per channel.
             summed = _psi(term).sum(1, keepdim=True)
             total = total + F.interpolate(summed, size, mode="bilinear", align_corners=align_corners)[:, 0]
         return total

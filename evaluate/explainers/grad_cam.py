@@ -13,7 +13,7 @@ def channel_weights(gradients: Tensor) -> Tensor:
 def grad_cam(features: Tensor, gradients: Tensor, relu: bool = True) -> Tensor:
     """ReLU of the mean over channels of weight times activation; not normalised.
 
-    The paper, captum and other libraries sum over channels: their values are C times these. Ranks do not see it.
+    The paper, captum and other libraries sum over channels: their values are C times these. Ranks do not change.
 
     Args:
         features: (B, C, h, w) activations of the target layer.

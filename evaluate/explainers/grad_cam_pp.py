@@ -14,10 +14,10 @@ def channel_weights(features: Tensor, gradients: Tensor, form: str = "official",
         features: A, (B, C, h, w).
         gradients: g, (B, C, h, w) of the score before softmax.
         form: `official` - as in the authors' TensorFlow code (adityac94/Grad_CAM_plus_plus): a is divided by its sum
-            over the positions of positive gradient, channel by channel. The factor exp(score) that this code puts on
-            the gradients scales the whole map and is left out.
+            over the positions of positive gradient, channel by channel. The factor exp(score) with which this
+            code multiplies the gradients scales the whole map and is left out.
             `library` - as in pytorch-grad-cam, with `eps` in the denominator instead, a = 0 where g = 0. Maps on 0..1
-            are up to 0.042 from the official ones (correlation 0.9993); those of torchcam differ from both.
+            are up to 0.042 away from the official ones (correlation 0.9993); those of torchcam differ from both.
         eps: of the library form. Gradients below its root are damped by it.
 
     Returns:

@@ -38,9 +38,10 @@ def _guided_gradient(query: Query) -> Tensor:
 def guided_backprop(query: Query, reduce: str = "max_abs") -> Tensor:
     """The image gradient with negative gradients dropped at every ReLU.
 
-    The rule says nothing of other activation functions: the gradient passes them as it is, and where most are others,
-    the map is the plain gradient under another name (FastViT: 31 GELU and one ReLU, correlation 1.000). `query.notes`
-    then says how many there are. Equal to captum and pytorch-grad-cam on networks of ReLU; captum passes over ReLU6.
+    The rule says nothing of other activation functions: the gradient passes through them unchanged, and where most are
+    others, the map is the plain gradient under another name (FastViT: 31 GELU and one ReLU, correlation 1.000).
+    `query.notes` then says how many there are. Equal to captum and pytorch-grad-cam on networks of ReLU; captum ignores
+    ReLU6.
 
     Returns:
         (B, H, W) at the image's resolution.

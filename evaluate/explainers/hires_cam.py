@@ -1,4 +1,4 @@
-"""HiResCAM (Draelos and Carin, arXiv 2011.08891)."""
+"""HiResCAM (Draelos and Carin, arXiv 2011.08891): gradient times activation, element by element."""
 
 from torch import Tensor
 

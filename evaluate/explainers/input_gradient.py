@@ -31,7 +31,7 @@ def image_gradient(query: Query, images: Tensor, index: Tensor) -> Tensor:
 
 
 def batched_gradient(query: Query, within: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Tensor:
-    """`image_gradient` of the query's own images, in slices that fit the memory, each `within` a context of its own."""
+    """`image_gradient` of the query's own images, in slices that fit into memory, each `within` its own context."""
 
     def work(part: slice) -> Tensor:
         index = torch.arange(part.start, part.stop, device=query.images.device)
@@ -57,7 +57,7 @@ def reduce_colours(gradient: Tensor, reduce: str) -> Tensor:
 
 
 def input_gradient(query: Query, reduce: str = "max_abs") -> Tensor:
-    """Largest absolute gradient over the colours, as captum's Saliency; also the default of Harmonization.
+    """Largest absolute gradient over the colours, as in captum's Saliency and by default in Harmonization.
 
     Returns:
         (B, H, W) at the image's resolution.

@@ -1,4 +1,4 @@
-"""LayerCAM (Jiang et al., IEEE TIP 2021)."""
+"""LayerCAM (Jiang et al., IEEE TIP 2021): positive gradient times activation, element by element."""
 
 from torch import Tensor
 

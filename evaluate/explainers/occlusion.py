@@ -13,15 +13,15 @@ from evaluate.network.query import Query, Substrate
 def occlusion(
     query: Query, window: int | None = None, stride: int | None = None, substrate: Substrate = "mean"
 ) -> Tensor:
-    """At each pixel the mean of y - y(patch hidden) over the patches that cover it.
+    """The mean, at each pixel, of y - y(patch hidden) over the patches that cover it.
 
-    Patches of `window` pixels begin every `stride` pixels; the last ones end at the border. captum cuts them there
+    Patches of `window` pixels begin every `stride` pixels; the last ones end at the border. captum cuts them off there
     instead: the same maps where strides fit, correlation 0.992 where they do not.
 
     Args:
         query: what is explained.
         window: side of the patch in pixels; one larger than the image is cut to it; None: a seventh of the
-            image's shorter side, 32 of 224.
+            image's shorter side, so 32 for 224.
         stride: step in pixels, at most the window; None: half the window.
         substrate: colour of the patch.
 
@@ -48,7 +48,7 @@ def occlusion(
 
     scores = query.score_perturbed(batch * len(patches), perturb).view(batch, len(y), len(x))
     drops = query.scores[:, None, None] - scores
-    # (patches, pixels) they cover, down and across: a patch is the product of the two.
+    # (patches, pixels covered), down and across: a patch is the product of the two.
     down, across = (_between(height, y, below).to(drops.dtype), _between(width, x, beyond).to(drops.dtype))
     return torch.einsum("byx,yh,xw->bhw", drops, down, across) / torch.outer(down.sum(0), across.sum(0))
 
@@ -61,7 +61,7 @@ def _sides(length: int, window: int, stride: int, device: torch.device) -> tuple
 
 
 def _between(length: int, first: Tensor, end: Tensor) -> Tensor:
-    """(n, length), True from each `first` up to but without its `end`."""
+    """(n, length), True from each `first` up to, but not including, its `end`."""
     place = torch.arange(length, device=first.device)
     return (place >= first[:, None]) & (place < end[:, None])
 

@@ -45,12 +45,12 @@ def opti_cam(
     `io_diff` F = -|g(x) - g(x (.) s)| + |g(x) - g(x (.) (1 - s))|.
 
     Images do not influence one another: Adam works on each number alone, and an image whose F changes by less
-    than `tolerance` between two iterations stops there and is not computed any more. (The published code stops
-    the whole batch when its loss rose over a tenth of the iterations; the paper says as here.)
+    than `tolerance` between two iterations stops there and is no longer computed. (The published code stops the
+    whole batch when its loss has risen over a tenth of the iterations; the paper describes what is done here.)
 
-    In float32 a map can be reproduced in score, not in detail, as Adam turns the rounding of tiny gradients into steps:
-    after 100 iterations the authors' code was up to 0.76 from itself when 1e-6 was added to the image, and this one as
-    far from it (correlation 0.85 to 0.99 on 8 photographs). In float64 the two agree to 1.7e-13.
+    In float32 the score of a map can be reproduced, but not its details, as Adam turns the rounding of tiny gradients
+    into steps: after 100 iterations the authors' code was up to 0.76 away from itself when 1e-6 was added to the image,
+    and this code as far from theirs (correlation 0.85 to 0.99 on 8 photographs). In float64 the two agree to 1.7e-13.
 
     Args:
         query: what is explained.
@@ -60,7 +60,7 @@ def opti_cam(
         learning_rate: of Adam.
         tolerance: of the stopping rule.
         substrate: colour of hidden pixels; `black`, as the mask multiplies the image in 0..1. `mean` masks the
-            normalised tensor, which is another method.
+            normalised tensor, which is another explainer.
 
     Returns:
         (B, h, w), S at the layer's resolution; n(up(S)) is the mask.
@@ -97,7 +97,7 @@ def opti_cam(
         u = _maximise(lambda u, rows: value(u, chosen[rows]), features[part], iterations, learning_rate, tolerance)
         return _combine(u, features[part])
 
-    # The backward pass holds every layer's activations: an image weighs like several in a forward pass.
+    # The backward pass holds every layer's activations: an image costs as much as several in a forward pass.
     return query.micro_batch.run(len(features), work, cost=4)
 
 

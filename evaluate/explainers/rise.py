@@ -1,4 +1,4 @@
-"""RISE (Petsiuk et al., BMVC 2018): random masks, weighed by what the network says of the image behind them."""
+"""RISE (Petsiuk et al., BMVC 2018): random masks, weighted by the probability of the class behind them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def random_masks(
 
 
 def grow(grids: Tensor, shifts: Tensor, size: tuple[int, int]) -> Tensor:
-    """Grids (n, s, s) -> masks (n, H, W): bilinear to s + 1 cells a side, cut at the shift.
+    """Grids (n, s, s) -> masks (n, H, W): bilinear to s + 1 cells per side, cut at the shift.
 
     Beyond its outermost cells' centres the grid is mirrored about them, as the authors' call of scikit-image's
     `resize` does (`mode="reflect"`).
@@ -57,14 +57,14 @@ def rise(query: Query, masks: int = 4000, cells: int = 8, keep: float = 0.5, sub
         query: what is explained; the targets must be classes.
         masks: N, in the paper 4000 for VGG16 and 8000 for ResNet50.
         cells: side s of the small grid; 7 in TorchRay and xplique.
-        keep: probability of a cell to be shown, 0.5 in the paper.
+        keep: probability that a cell is shown, 0.5 in the paper.
         substrate: colour of hidden pixels; `mean`, as the authors multiply the normalised tensor.
 
     Returns:
         (B, H, W) at the image's resolution.
 
     Raises:
-        UserError: no masks, or a probability that is none.
+        UserError: no masks, or `keep` is not a probability between 0 and 1.
     """
     if masks < 1 or not 0 < keep < 1:
         raise UserError(f"rise: {masks} masks, keep {keep}; take at least one mask and 0 < keep < 1")

@@ -17,8 +17,9 @@ def smooth_grad(
     """Mean squared gradient over `samples` copies with Gaussian noise of `noise` times the image's range.
 
     Samples, noise and squares are the defaults of the authors' code (PAIR-code/saliency). It keeps the colours and sums
-    their magnitudes to draw a map (`reduce=sum_abs`): on 8 photographs (MobileNetV2) correlation 0.99 with the largest
-    colour. Maps of squares and of gradients, from the same noise, correlate by 0.72 only: never compare the two.
+    their magnitudes to draw a map (`reduce=sum_abs`): on 8 photographs (MobileNetV2) correlation 0.99 with the
+    largest colour. Maps of squares and of gradients, from the same noise, correlate only by 0.72: never compare the
+    two.
 
     Args:
         query: what is explained; the noise of each image comes from its own generator.

@@ -15,10 +15,10 @@ def threshold_grad_cam(
     order: str = "relu_first",
     normalisation: str = "min_max",
 ) -> Tensor:
-    """Mean over channels of the positive part of weight times activation, scaled to [0, 1], raised to a floor.
+    """Mean over channels of the positive part of weight times activation, scaled to [0, 1] and raised to a floor.
 
-    The differences to Grad-CAM: the ReLU acts on each channel before the mean; the map is min-max normalised
-    at its own resolution; values below the threshold are raised to it (a floor, they are not set to zero).
+    The differences from Grad-CAM: the ReLU acts on each channel before the mean; the map is min-max normalised
+    at its own resolution; values below the threshold are raised to it (a floor; they are not set to zero).
 
     Args:
         features: (B, C, h, w) activations of the target layer.

@@ -1,4 +1,4 @@
-"""XGrad-CAM (Fu et al., BMVC 2020)."""
+"""XGrad-CAM (Fu et al., BMVC 2020): channels weighted by the activation-weighted mean of the gradient."""
 
 from torch import Tensor
 

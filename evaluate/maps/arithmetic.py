@@ -1,4 +1,4 @@
-"""What is done to maps in more than one room: scale, resize, the share of the largest values, overlap."""
+"""Operations on maps that several rooms need: min-max, resize, top share, overlap, the centre map."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def top_share(maps: Tensor, percent: float) -> Tensor:
     """(B, N) -> (B, N) bool: values above the (100 - percent)th percentile (linear interpolation, as NumPy's)."""
     if not 0 < percent <= 100:
         raise UserError(f"the top {percent} % of a map; take more than 0 and at most 100")
-    # No value lies between the two that the percentile is interpolated from, so those above the lower one are meant.
+    # No value lies between the two that the percentile is interpolated from, so comparing with the lower one is enough.
     lower = int((maps.shape[1] - 1) * (1 - percent / 100))
     return maps > maps.kthvalue(lower + 1, 1, keepdim=True).values
 
@@ -53,7 +53,7 @@ def resize_saliency(saliency: Tensor, size: int | tuple[int, int]) -> Tensor:
 def centre_map(size: int, device: torch.device) -> Tensor:
     """The centre-bias baseline (size, size): the nearer to the middle, the higher.
 
-    Its ranks are those of an isotropic Gaussian of any width; whole numbers keep its ties exact.
+    Its ranks are those of an isotropic Gaussian of any width; whole numbers keep ties exact.
     """
     line = 2 * torch.arange(size, device=device) - (size - 1)
     return -(line[:, None] ** 2 + line**2)

@@ -1,4 +1,4 @@
-"""Object boxes: into a model's view, onto pixels, out of a saliency map, and their overlap.
+"""Object boxes: moved into a model's view, drawn as masks, found in a saliency map, and their overlap.
 
 A box is x0, y0, x1, y1 in pixels, edges between pixels: the first pixel spans 0..1.
 """
@@ -14,7 +14,7 @@ from common.models.transform import ModelTransform
 
 
 def boxes_in_view(boxes: Tensor, width: int, height: int, transform: ModelTransform) -> Tensor:
-    """Boxes (n, 4) of a picture of that size -> in pixels of what the model sees; not clipped."""
+    """Boxes (n, 4) of an image of that size -> in pixels of what the model sees; not clipped."""
     x0, y0, x1, y1 = transform.field_of_view(height, width)
     shift, seen = boxes.new_tensor([x0, y0, x0, y0]), boxes.new_tensor([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
     return (boxes - shift) * (transform.crop / seen)

@@ -1,4 +1,4 @@
-"""The two ways of laying a human map over what a model saw; always named beside a score, never mixed.
+"""The two protocols for laying a human map over what a model saw; always named beside a score, never mixed.
 
 `paper`: what the study's published code computes. The human map covers the whole frame while the model sees
 its own centre crop; an image whose map is constant is left out of the mean.
@@ -38,10 +38,10 @@ def frame_human_map(human: Tensor, seen: float, protocol: str) -> Tensor:
 
 
 def is_constant(maps: Tensor) -> Tensor:
-    """(B, h, w) -> (B,) bool: whether all values of a map are one, so that it says nothing."""
+    """(B, h, w) -> (B,) bool: whether all values of a map are equal, so that it says nothing."""
     return maps.amax((1, 2)) <= maps.amin((1, 2))
 
 
 def _constant_as_before(before: Tensor, after: Tensor) -> Tensor:
-    """Maps after a resize, but that constant ones, which its rounding turns into noise, keep their value."""
+    """Maps after a resize; constant ones, which its rounding would turn into noise, keep their value."""
     return torch.where(is_constant(before)[:, None, None], before[:, :1, :1], after)

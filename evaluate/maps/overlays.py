@@ -1,4 +1,4 @@
-"""Saliency laid over photographs, as pictures for people."""
+"""Saliency maps laid over images, for people to look at."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def normalised(saliency: Tensor) -> NDArray[np.float32]:
 
 
 def overlay(pixels: Tensor, saliency: Tensor, opacity: float = 0.5) -> Image.Image:
-    """Blend a saliency map over a picture.
+    """Blend a saliency map over an image.
 
     Args:
         pixels: (3, H, W) uint8.
@@ -33,12 +33,12 @@ def overlay(pixels: Tensor, saliency: Tensor, opacity: float = 0.5) -> Image.Ima
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """A picture (3, H, W) of uint8."""
+    """An image (3, H, W) of uint8, for Pillow."""
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def data_uri(image: Image.Image, quality: int = 85) -> str:
-    """A picture as a `data:` address, for a page that opens without a network."""
+    """An image as a `data:` address, for a page that opens without a network."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=quality)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

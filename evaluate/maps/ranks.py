@@ -1,4 +1,4 @@
-"""Rank correlation of whole batches on their device."""
+"""Rank correlation of whole batches, on the device where they are."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -33,7 +33,7 @@ def average_ranks(x: Tensor) -> Tensor:
 
 
 def _ranks_by_sort(x: Tensor) -> Tensor:
-    """One sort for all rows; NaN counts as the greatest."""
+    """One sort for all rows; NaN counts as the largest."""
     rows, columns = x.shape
     ordered, order = x.sort(dim=1)
 
@@ -55,7 +55,7 @@ def _ranks_by_radix(x: Tensor) -> Tensor:
     The bits of floats become unsigned integers of the same order, sorted by their lower, then by their upper half:
     NumPy sorts 16-bit integers by radix.
     """
-    values = (x + 0.0).contiguous().numpy()  # no negative zero: ties are told by the bits
+    values = (x + 0.0).contiguous().numpy()  # no negative zero: ties are found by the bits
     ranks = np.empty(values.shape)
 
     def rank(first: int) -> None:
@@ -85,7 +85,7 @@ def spearman_from_ranks(ranks_a: Tensor, ranks_b: Tensor) -> Tensor:
 
     Returns:
         (B,) float64 in [-1, 1]. NaN where the correlation does not exist, a row of either side being constant
-        or holding a NaN: what such an image counts is for the caller to decide.
+        or holding a NaN: the caller decides what such an image counts.
 
     Raises:
         ValueError: the shapes differ.

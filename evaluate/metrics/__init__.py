@@ -1,4 +1,4 @@
-"""Measures of saliency maps: one small module each, found by name, per-image values kept.
+"""Metrics of saliency maps: a module per family, each metric found by name, per-image values kept.
 
 Defaults follow the authors' code where there is one; where they do not, the docstring says how far apart the two are.
 """

@@ -1,4 +1,4 @@
-"""How a map agrees with a human's: rank correlation, overlap of the top pixels, energy inside the human map.
+"""Agreement of a map with a human map: rank correlation, overlap of the top pixels, energy inside the human map.
 
 Human maps are in the frame of the images; `evaluate.maps.frames` brings them there.
 """
@@ -17,7 +17,7 @@ from evaluate.metrics.measure import Measure
 
 def _human(case: Case) -> Tensor:
     if case.human is None:
-        raise UserError("this measure needs human maps; the data set has none")
+        raise UserError("this metric needs human maps; the data set has none")
     return case.human.to(case.resized.device, torch.float32)
 
 

@@ -1,9 +1,9 @@
-"""Average Drop, Increase and Gain: what becomes of the class's probability behind the map (Opti-CAM, eq. 13-15).
+"""Average Drop, Increase and Gain: the class's probability when only what the map shows is left (eq. 13-15).
 
-p is the softmax probability of the explained class for the image, o for the image times the map (min-max at the
-image's resolution). Drop and Increase: Chattopadhay et al., WACV 2018; Gain: Zhang et al., CVIU 248, 2024.
-Drop and Increase are both won by Fake-CAM, a map that hides one pixel: Drop is a magnitude and Increase a count,
-so that a tiny gain counts like a large one. Gain is Drop's symmetric partner, and Fake-CAM gains nothing.
+p is the softmax probability of the explained class for the image, o for the image times the map (min-max at the image's
+resolution); the equations are Opti-CAM's. Drop and Increase: Chattopadhay et al., WACV 2018; Gain: Zhang et al., CVIU
+248, 2024. Drop and Increase are both won by Fake-CAM, a map that hides one pixel: Drop is a magnitude and Increase a
+count, so that a tiny gain counts like a large one. Gain is Drop's symmetric partner, and Fake-CAM gains nothing.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def average_increase(case: Case, substrate: Substrate = "black") -> Tensor:
 
 
 def average_gain(case: Case, substrate: Substrate = "black") -> Tensor:
-    """Percentage of what the probability could rise by: 100 [o - p]_+ / (1 - p) (eq. 15); see `average_drop`.
+    """Percentage of the rise in probability that was possible: 100 [o - p]_+ / (1 - p) (eq. 15); see `average_drop`.
 
-    An image with p = 1 in floating point, which cannot gain, has 0.
+    An image with p = 1 in floating point cannot gain and scores 0.
     """
     before, after = case.probabilities(case.targets), case.behind_map(substrate)
     return torch.where(before < 1, 100 * (after - before).relu() / (1 - before).where(before < 1, 1), 0)

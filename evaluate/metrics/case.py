@@ -1,4 +1,4 @@
-"""What a measure looks at: a batch of images, the maps that explain them, and what is known of the images."""
+"""What a metric looks at: a batch of images, the maps that explain them, and what is known of the images."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Case:
         maps: (B, h, w) saliency at any resolution.
         targets: (B,) class that was explained and is asked for; None: the predicted ones.
         transform: the model's preprocessing; None: what timm says of it.
-        labels: (B,) true classes, for measures that ask whether the prediction is right; None: the targets.
+        labels: (B,) true classes, for metrics that ask whether the prediction is right; None: the targets.
         human: (B, H, W) human maps in the frame of the images.
         boxes: for each image its objects, (n, 4) as x0, y0, x1, y1 in pixels of the images (see
             `evaluate.maps.boxes.boxes_in_view`).
-        masks: (B, H, W) bool, the objects' pixels; taken instead of the boxes where a region is asked for.
-        explain: model, images (B, 3, H, W) -> maps of the same explainer, targets and random draws, for measures
+        masks: (B, H, W) bool, the objects' pixels; used instead of the boxes where a region is needed.
+        explain: model, images (B, 3, H, W) -> maps of the same explainer, targets and random draws, for metrics
             that explain changed images or a changed model.
         micro_batch: images at once.
         bf16: perturbed images in bfloat16 (autocast).
@@ -89,7 +89,7 @@ class Case:
     @property
     def targets(self) -> Tensor:
         """(B,) classes explained."""
-        return self.query.targets.required_classes("a measure")
+        return self.query.targets.required_classes("a metric")
 
     @property
     def labels(self) -> Tensor:
@@ -113,7 +113,7 @@ class Case:
 
     @cached_property
     def constant(self) -> Tensor:
-        """(B,) bool, maps that say nothing."""
+        """(B,) bool, maps that are constant."""
         return is_constant(self.resized)
 
     @cached_property
@@ -130,7 +130,7 @@ class Case:
             UserError: none were given.
         """
         if self.boxes is None:
-            raise UserError("this measure needs object boxes or masks; the data set has none")
+            raise UserError("this metric needs object boxes or masks; the data set has none")
         return self.boxes
 
     @property
@@ -145,7 +145,7 @@ class Case:
             UserError: none was given.
         """
         if self._explain is None:
-            raise UserError("this measure explains again; give it the explainer")
+            raise UserError("this metric explains again; give it the explainer")
         return self._explain(model, images).float()
 
     def probabilities(self, classes: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class Case:
         return self.query.logits.softmax(1).gather(1, classes[:, None])[:, 0]
 
     def behind_map(self, substrate: Substrate) -> Tensor:
-        """(B,) probability of the targets for the images times their maps; computed once for all measures."""
+        """(B,) probability of the targets for the images times their maps; computed once for all metrics."""
 
         def make(rows: Tensor) -> tuple[Tensor, Tensor]:
             return self.query.mask(self.images[rows], self.saliency[rows], substrate), rows

@@ -1,4 +1,4 @@
-"""Insertion and Deletion (RISE, Petsiuk et al., BMVC 2018): the probability while pixels come or go by saliency."""
+"""Insertion and Deletion (RISE, Petsiuk et al., BMVC 2018): the probability as pixels come or go by saliency."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def _curve(case: Case, start: Tensor, finish: Tensor, step: int, of: str) -> Ten
 def deletion(case: Case, step: int = 224, substrate: Substrate = "mean", of: str = "predicted") -> Tensor:
     """Curve of the probability while the most salient pixels are removed; its area is the score.
 
-    Of equally salient pixels the first goes first; RISE's code leaves that to its sort, which moves the area by up to
-    4e-4 for maps with many zeros.
+    Of equally salient pixels the first is removed first; RISE's code leaves their order to its sort, which changes the
+    area by up to 4e-4 for maps with many zeros.
 
     Args:
         case: images and maps.

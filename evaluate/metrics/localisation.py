@@ -44,7 +44,7 @@ def _best_overlap(case: Case, neighbours: int) -> Tensor:
 def localisation_error(case: Case, neighbours: int = 4) -> Tensor:
     """LE = 1 - max_B IoU(B, B_p) (eq. B.2).
 
-    As the equation has it. The co-authors' code (casme) counts the images whose IoU is above 0.5 instead: 11.6 points
+    As in the equation. The co-authors' code (casme) counts the images whose IoU is above 0.5 instead: 11.6 points
     away with MobileNetV2.
 
     Args:
@@ -68,7 +68,7 @@ def official_metric(case: Case, neighbours: int = 4) -> Tensor:
 def pixel_f1(case: Case) -> Tensor:
     """F1 = 2 P R / (P + R), P = sum_U S / sum S, R = sum_U S / |U| over the union U of the boxes (eq. B.3, B.4).
 
-    As the equations have it. The co-authors' code (casme) takes the single box that gives the best F1 instead of the
+    As in the equations. The co-authors' code (casme) takes the single box that gives the best F1 instead of the
     union, and does not cut |U| to the view.
 
     Returns:
@@ -91,7 +91,7 @@ def box_accuracy(case: Case, thresholds: int = 100, overlaps: tuple[float, ...] 
 
     Args:
         case: images, maps, boxes.
-        thresholds: so many eta at equal steps in 0..1, 0 included, 1 not.
+        thresholds: number of eta, at equal steps in 0..1, including 0 but not 1.
         overlaps: the deltas; those of MaxBoxAccV2.
 
     Returns:
@@ -122,15 +122,15 @@ def saliency_metric(case: Case, of: str = "crop", neighbours: int = 4) -> Tensor
     Args:
         case: images, maps, targets.
         of: what p_c is the probability of; `crop`: B_p cut out and resized to the input, as Dabkowski and Gal
-            define it; `image`: the whole image, as Opti-CAM's wording can be read (but its Table A.7 cannot: every
-            method would be below Fake-CAM, whose box is the frame).
+            define it; `image`: the whole image, which Opti-CAM's wording allows, but its Table A.7 does not: every
+            explainer would be below Fake-CAM, whose box is the frame.
         neighbours: of a pixel in B_p, 4 or 8, see the module.
 
     Returns:
         (B,), unbounded; NaN for a constant map, whose empty box would win.
 
     Raises:
-        UserError: neither of the two, or another number of neighbours.
+        UserError: `of` or the number of neighbours is none of these.
     """
     if of not in ("crop", "image"):
         raise UserError(f"of {of!r}; take crop or image")

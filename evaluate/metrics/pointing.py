@@ -12,8 +12,8 @@ from evaluate.metrics.measure import Measure
 def pointing_game(case: Case, tolerance: float = 15.0) -> Tensor:
     """1 if the most salient pixel lies on the object or less than `tolerance` pixels from it, else 0.
 
-    Zhang et al., IJCV 2018, as TorchRay's benchmark: masks or boxes, nearer than 15 pixels by default (there of
-    images whose shorter side is 224). TorchRay averages within each class first, then over classes.
+    Zhang et al., IJCV 2018, as TorchRay's benchmark: masks or boxes, nearer than 15 pixels by default (in TorchRay
+    on images whose shorter side is 224). TorchRay averages within each class first, then over classes.
 
     Returns:
         (B,) 0 or 1; NaN without an object in view and for a constant map. Of several maxima the first counts.
@@ -32,8 +32,8 @@ def standard_pointing(case: Case) -> Tensor:
     """1 if a most salient pixel lies in any ground-truth box (Opti-CAM's SP, eq. B.6; Quantus' PointingGame).
 
     Returns:
-        As `pointing_game`, but any of several maxima may hit: only so Fake-CAM, all of whose pixels but one are
-        maxima, comes to the 99.8 % of the paper's table.
+        As `pointing_game`, but any of several maxima may hit; otherwise Fake-CAM, all of whose pixels but one are
+        maxima, would not reach the 99.8 % of the paper's table.
     """
     peaks = case.resized == case.resized.amax((1, 2), keepdim=True)
     hits = (peaks & case.region).flatten(1).any(1)

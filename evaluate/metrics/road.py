@@ -1,4 +1,4 @@
-"""ROAD (Rong et al., ICML 2022): pixels removed by noisy linear imputation, which leaves no edge to recognise."""
+"""ROAD (Rong et al., ICML 2022): pixels removed by noisy linear imputation, which leaves no edges."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def road(
 
     The combined form of pytorch-grad-cam (least minus most relevant first, halved), on the softmax probability of
     the target where that library takes the score. The authors' code (tleemann/road_evaluation) gives accuracy and
-    probability of each order by itself.
+    probability of each order separately.
 
     Args:
         case: images, maps, targets.
@@ -72,10 +72,10 @@ def road(
             ImageNet's statistics 4.4 times less noise: at most 0.02 away on an image.)
 
     Returns:
-        (B,) in -0.5..0.5, NaN for a constant map, which puts pixels in no order.
+        (B,) in -0.5..0.5, NaN for a constant map, which does not order the pixels.
 
     Raises:
-        UserError: a percentage outside 1..99, or nothing tells the model's mean and std.
+        UserError: a percentage outside 1..99, or the model's mean and std are unknown.
     """
     if not all(0 < p < 100 for p in percentages):
         raise UserError(f"percentages {percentages}; each must lie between 0 and 100")

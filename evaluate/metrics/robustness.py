@@ -54,7 +54,7 @@ def coherency(case: Case, substrate: Substrate = "mean") -> Tensor:
 def complexity(case: Case) -> Tensor:
     """Mean of the map on 0..1, its L1 norm per pixel (Poppi et al., CVPR workshops 2021).
 
-    Quantus' `Complexity` (Bhatt et al., IJCAI 2020) bears the same name and is another metric, the entropy of the map.
+    Quantus' `Complexity` (Bhatt et al., IJCAI 2020) has the same name but is another metric: the entropy of the map.
 
     Returns:
         (B,) in 0..1, NaN for a constant map.

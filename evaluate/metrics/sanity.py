@@ -1,4 +1,4 @@
-"""Cascading randomisation of parameters (Adebayo et al., NeurIPS 2018): a map that stays explains no parameter."""
+"""Cascading randomisation of parameters (Adebayo et al., NeurIPS 2018): a map that stays does not depend on them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ OWN = "own"
 def default_stages(model: nn.Module) -> list[str]:
     """Parts of a network with parameters, from the logits down: its children, sequences opened once.
 
-    Children are taken in the order in which they were registered, reversed, which is that of the computation in
-    timm's models. `OWN` comes last: class token and position embedding join the patches before the first block.
+    Children are taken in the reverse of the order in which they were registered, which in timm's models is that of the
+    computation. `OWN` comes last: class token and position embedding join the patches before the first block.
     """
     root, names = uncompiled(model), []
     for name, child in root.named_children():
@@ -57,8 +57,9 @@ def randomise(module: nn.Module, generator: torch.Generator, recurse: bool = Tru
 def reinitialise(module: nn.Module, generator: torch.Generator, recurse: bool = True) -> None:
     """Run the initialiser of every part of a module again, in place, as Adebayo et al. and Quantus do.
 
-    It is PyTorch's (`reset_parameters`), which need not be the one the network began its training with. What has none
-    (class token, position embedding) is drawn as in `randomise`. Without `recurse` the module's parts stay as they are.
+    It is PyTorch's (`reset_parameters`), which need not be the one the network began its training with. Parts without
+    an initialiser (class token, position embedding) are drawn as in `randomise`. Without `recurse` the module's parts
+    stay as they are.
     """
     on_gpu = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
     with torch.random.fork_rng(list(on_gpu)):
@@ -82,7 +83,7 @@ def ssim(a: Tensor, b: Tensor, sigma: float = 1.5) -> Tensor:
 
     Equal to scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
     data_range=1)`: an 11 pixel window, borders of 5 pixels left out of the mean. Adebayo et al. call it with the sample
-    covariance and, as floats are taken to lie in -1..1, a range of 2. That gives higher values (for 12 of 12 pairs of
+    covariance and, as floats are assumed to lie in -1..1, a range of 2. That gives higher values (for 12 of 12 pairs of
     maps; means of 0.36 and 0.52 where these are 0.23 and 0.31): never compare these with their curves.
     """
     radius = int(3.5 * sigma + 0.5)
@@ -120,9 +121,9 @@ def cascading_randomisation(
     """Similarity of the maps to those of the network randomised from the logits down; its mean is the score.
 
     Adebayo et al., NeurIPS 2018. Maps as the explainer gives them (`grad_cam:relu=False` for the signed one), at
-    the images' resolution. The lower, the more the explainer depends on what was learnt; 1 for a map that knows
-    nothing of the network. The new parameters depend on the seed only; a copy of the network is randomised in
-    each batch. Of the similarities in the paper, that of HOG features is not offered.
+    the images' resolution. The lower, the more the explainer depends on what was learnt; 1 for a map that ignores
+    the network. The new parameters depend on the seed only; a copy of the network is randomised in
+    each batch. The paper's similarity of HOG features is not offered.
 
     Args:
         case: model, images, maps and the explainer.

@@ -1,4 +1,4 @@
-"""A network turned into programs by `torch.compile`, for the many forward passes of an evaluation."""
+"""A network compiled by `torch.compile`, for the many forward passes of an evaluation."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from common.compiling import compiler_failed
 class CompiledModel(nn.Module):
     """A classifier in evaluation mode whose `forward` and `forward_features` are compiled.
 
-    To be made once the model is on its device; on a CPU its weights become constants of the programs, which lets
-    batch norms vanish into convolutions, so a later change of the weights is not seen. A model made before is
-    compiled anew when it is used again.
+    Make it once the model is on its device. On a CPU the weights become constants of the programs, so that batch norms
+    merge into convolutions; a later change of the weights has no effect. A model compiled earlier is compiled anew when
+    it is used again.
 
     Args:
         model: the classifier; `forward_features` is needed only where it is called.
@@ -30,7 +30,7 @@ class CompiledModel(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        torch.compiler.reset()  # the programs of other models count towards the number that torch makes of a function
+        torch.compiler.reset()  # programs of other models count towards torch's recompile limit
         self._orig_mod = model  # the name that torch.compile gives it, see `evaluate.network.passes.uncompiled`
         known: Any = model
         constant = all(parameter.device.type == "cpu" for parameter in model.parameters())
@@ -48,13 +48,13 @@ class CompiledModel(nn.Module):
 
 
 class _Programs:
-    """A function of a batch, compiled for each size of batch that it meets.
+    """A function of a batch, compiled for each batch size that it meets.
 
-    A batch more than half as large as one seen before is filled up to it: that takes less time than compiling.
+    A batch more than half as large as one seen before is padded to that size, which takes less time than compiling.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], constant: bool) -> None:
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # tells that there is no GPU
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
         self.program, self.constant = torch.compile(function, dynamic=False), constant
         self.sizes: set[int] = set()
 

@@ -1,4 +1,4 @@
-"""How a layer's output lies in memory - CNN, channel-last, tokens - told from the model, and the map in it."""
+"""The layout of a layer's output (CNN, channels last, tokens), inferred from the model; extraction of the map."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def full(values: Tensor) -> Tensor:
 
 
 def zero_where_broken(values: Tensor) -> Tensor:
-    """(B, ...) with 0 for images that hold NaN or infinity, of which eigenvalues would fail for the whole batch."""
+    """(B, ...) with 0 for images that hold NaN or infinity, for which `eigh` would fail for the whole batch."""
     whole = values.isfinite().flatten(1).all(1)
     return torch.where(whole.view(-1, *[1] * (values.ndim - 1)), values, 0)
 
 
 def find_layout(model: nn.Module, output: Tensor, images: Tensor, layer: nn.Module | None = None) -> Layout:
-    """Tell how `output` lies.
+    """Infer the layout of `output`.
 
     Four dimensions: by the layer's type where it fixes the order, else by which pair of dimensions has the
     proportions of the image, else by what the model says of its features (`output_fmt`). Three dimensions:
-    tokens, whose number tells the prefix and the grid.
+    tokens, whose number gives the prefix and the grid.
 
     Args:
         model: a timm model, or any.
@@ -80,7 +80,7 @@ def _four(model: nn.Module, shape: tuple[int, ...], size: tuple[int, ...], layer
         return first
     if isinstance(layer, nn.Linear):
         return last
-    # An LayerNorm over the last dimension; timm's LayerNorm2d inherits from it but normalises dimension 1.
+    # A LayerNorm over the last dimension; timm's LayerNorm2d inherits from it but normalises dimension 1.
     if type(layer) is nn.LayerNorm:
         return last
     if layer is None and hasattr(model, "output_fmt"):

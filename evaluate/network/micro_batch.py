@@ -15,7 +15,7 @@ DEFAULT_SIZE = {"cpu": 8, "cuda": 256}
 
 
 class MicroBatch:
-    """How many images go through a network at once; shared by all perturbation methods of a run.
+    """How many images go through a network at once; shared by all perturbation explainers of a run.
 
     Args:
         size: images at once to begin with; None: a default of the device.
@@ -56,7 +56,7 @@ class MicroBatch:
             else:
                 start += rows
                 continue
-            # Outside the handler, whose traceback would keep the failed slice's tensors alive.
+            # Outside the handler, as its traceback would keep the failed slice's tensors alive.
             self.size = smaller
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -64,7 +64,7 @@ class MicroBatch:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the device had no memory left; libraries say so in words of their own."""
+    """Whether the device had no memory left; each library words it differently."""
     said = (
         "not enough memory", "can't allocate memory",  # the allocator of CPUs
         "unable to find an engine", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED",  # libraries of a GPU

@@ -45,7 +45,7 @@ def uncompiled(model: nn.Module) -> Any:
 
 
 def eager() -> AbstractContextManager[Any]:
-    """Run compiled modules as written: a compiled one may not see a hook that was added later."""
+    """Run compiled modules uncompiled: a compiled one may ignore a hook that was added later."""
     return torch.compiler.set_stance("force_eager")
 
 
@@ -57,7 +57,7 @@ def precision(images: Tensor, bf16: bool) -> AbstractContextManager[Any]:
 def default_layer(model: nn.Module) -> str | None:
     """The layer explained when none is named; None: the last feature map.
 
-    A head that sees only the class token gives every final patch token a zero gradient; there it is the
+    A head that sees only the class token gives every final patch token a zero gradient; the layer is then the
     first norm of the last block, whose patches the class token still attends to.
 
     Raises:
@@ -78,7 +78,7 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     """The module of that name.
 
     Raises:
-        UserError: there is none; the nearest names are given.
+        UserError: there is none; the message gives the nearest names.
     """
     modules = dict(uncompiled(model).named_modules(remove_duplicate=False))
     if name in modules and name:
@@ -140,7 +140,7 @@ def layer_output(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterat
     """Within the block the layer gives `change(output)`; afterwards the hook is gone, whatever happened.
 
     Raises:
-        UserError: the layer's output is no tensor.
+        UserError: the layer's output is not a tensor.
     """
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Tensor:
@@ -161,7 +161,7 @@ def layer_pass(
     """The same as `head_pass` at any named layer: one forward pass, one backward pass down to that layer.
 
     Raises:
-        UserError: no such layer, it runs never or several times, or its output holds no map.
+        UserError: no such layer, one that does not run exactly once, or one whose output holds no map.
         ValueError: the targets do not fit.
     """
     bare = uncompiled(model)

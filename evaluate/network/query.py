@@ -1,4 +1,4 @@
-"""The question put to the explainers: a model, images and targets, with what they share computed once."""
+"""The question that explainers answer: a model, images and targets; what they share is computed once."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Query:
         layer: name of the layer to explain; None: the last feature map (`default_layer`).
         transform: the model's preprocessing, for what masks the image before normalisation; None: what the
             model's `pretrained_cfg` says.
-        micro_batch: images at once in methods of many forward passes.
+        micro_batch: images at once in explainers of many forward passes.
         bf16: features and perturbed images in bfloat16 (autocast).
-        seed: of the random methods.
+        seed: of the explainers that draw at random.
         image_keys: a number for each image, such as its index in a data set, see `generators`; None: taken from
             its pixels.
         other_human: (B, S, S) human maps of other images, for the control that shows them.
@@ -172,7 +172,7 @@ class Query:
         return self.micro_batch.run(count, work)
 
     def forward_eager(self, images: Tensor) -> Tensor:
-        """As `forward`, with hooks seen even where the model is compiled."""
+        """As `forward`, but hooks work even where the model is compiled."""
         with eager(), precision(images, self.bf16):
             return full(self.bare(images))
 
@@ -180,7 +180,7 @@ class Query:
         """Normalised colour of hidden pixels, (1, 3, 1, 1).
 
         Raises:
-            UserError: black is asked for, and nothing tells the model's mean and std.
+            UserError: black is asked for, and the model's mean and std are unknown.
         """
         channels = self.images.shape[1]
         if substrate == "mean":
@@ -194,7 +194,7 @@ class Query:
         """Mean and standard deviation by which pixels of 0..1 were normalised, colour by colour.
 
         Raises:
-            UserError: nothing tells them.
+            UserError: they are unknown.
         """
         if self.transform is not None:
             return self.transform.mean, self.transform.std
@@ -217,7 +217,7 @@ class Query:
         return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=align_corners)[:, 0]
 
     def generator(self) -> torch.Generator:
-        """For what all images share; on the CPU, so that a seed means the same on every device."""
+        """For draws that all images share; on the CPU, so that a seed means the same on every device."""
         return torch.Generator().manual_seed(self.seed)
 
     def generators(self) -> list[torch.Generator]:
@@ -231,5 +231,5 @@ class Query:
 
 
 def _digest(data: bytes) -> int:
-    """32 bits, all that a generator on the CPU takes."""
+    """32 bits: a generator on the CPU takes no more."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest(), "big")

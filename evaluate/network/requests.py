@@ -1,4 +1,4 @@
-"""What `--ckpt`, `--model` and `--model-arg` ask for: checkpoints with their names in tables, each loaded once."""
+"""What `--ckpt`, `--model` and `--model-arg` ask for: checkpoints under their names in tables, each loaded once."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Request:
 
 
 def labels(requests: Sequence[Request]) -> list[str]:
-    """Names in tables; one that is taken gets a number, so that rows tell checkpoints apart."""
+    """Names in tables; a name already taken gets a number, so that rows distinguish checkpoints."""
     found: list[str] = []
     for request in requests:
         name = label = one_line(request.name or label_of(request.spec, request.model))
@@ -58,12 +58,12 @@ def read_requests(checkpoints: Sequence[str], models: Sequence[str], model_args:
     """The checkpoints that a command line names.
 
     Args:
-        checkpoints: each `CKPT` or `NAME=CKPT`. What exists as a file or folder under the whole of it is no name.
+        checkpoints: each `CKPT` or `NAME=CKPT`. If the whole word is an existing file or folder, it holds no name.
         models: `MODEL`, of all weight files without one of their own, and `NAME=MODEL`.
         model_args: `KEY=VALUE` and `NAME:KEY=VALUE`, likewise; a value may be what `parse_value` takes.
 
     Raises:
-        UserError: a name twice, a name that no checkpoint has, an architecture for a checkpoint that states its own.
+        UserError: a name given twice or that no checkpoint has; an architecture for one that states its own.
     """
     requests = [_named(word) for word in checkpoints]
     given = [request.name for request in requests if request.name]

@@ -24,7 +24,7 @@ from evaluate.network.compiled import CompiledModel
 
 @dataclass
 class Subject:
-    """A model to be measured, with what its rows and scores say about it."""
+    """A checkpoint to be measured, with what its rows and scores say about it."""
 
     name: str
     """Label in tables, unique within a run."""
@@ -41,7 +41,7 @@ class Subject:
     num_params: int
     """Distinct parameters before folding."""
     classes: list[str] | None = None
-    """Name of every class, in order of index, where the checkpoint says it."""
+    """Name of every class, in order of index, if the checkpoint has them."""
 
     def to(self, device: torch.device) -> None:
         """Move the model; channels_last, in which convolutions run fastest."""
@@ -67,7 +67,7 @@ def label_of(spec: str, model_name: str | None = None) -> str:
 
 
 def states_model(spec: str) -> bool:
-    """Whether what follows `--ckpt` says itself which architecture it is."""
+    """Whether what follows `--ckpt` determines its own architecture."""
     return spec.startswith(("timm:", "zenodo:", "hf-hub:")) or Path(spec).expanduser().is_dir()
 
 
@@ -86,7 +86,7 @@ def load_subject(
         untrained_seed: seed of the random weights.
 
     Raises:
-        UserError: nothing there, or it does not fit.
+        UserError: nothing is there, or it does not fit.
     """
     model_args = model_args or {}
     label = label_of(spec, model_name)
@@ -122,7 +122,7 @@ def load_subject(
 
 
 def _refuse_run(path: Path, spec: str) -> None:
-    """A training run, or a snapshot of one, is no checkpoint yet."""
+    """A training run, or a snapshot of one, is not a checkpoint yet."""
     for place, run in ((path / "snapshots", path), (path / "state.json", path.parent.parent)):
         if place.exists() and not (path / "config.json").exists():
             raise UserError(
@@ -147,7 +147,7 @@ def _fetch_folder(spec: str) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = without_tokens(" ".join(str(error).split()))[:200]
         raise UserError(
-            f"--ckpt {spec}: not to be had from the hub ({type(error).__name__}: {reason}). Check the name and the "
+            f"--ckpt {spec}: not available from the hub ({type(error).__name__}: {reason}). Check the name and the "
             "connection; for a private repository set HF_TOKEN. A timm model is taken as timm:ARCHITECTURE.TAG"
         ) from error
     return Path(found)

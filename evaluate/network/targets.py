@@ -55,7 +55,7 @@ class ResolvedTargets:
         return out
 
     def required_classes(self, purpose: str) -> Tensor:
-        """The (B,) classes, for what is defined for classes only.
+        """The (B,) classes, for what is defined only for classes.
 
         Raises:
             ValueError: a target is a function.
@@ -73,7 +73,7 @@ def resolve_targets(targets: Targets, logits: Tensor) -> ResolvedTargets:
         logits: (B, K) of the unmodified images.
 
     Raises:
-        ValueError: their number is not that of the images, or a class does not exist.
+        ValueError: there are not as many targets as images, or a class does not exist.
     """
     count, num_classes = logits.shape
     predicted = logits.argmax(1)

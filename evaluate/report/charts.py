@@ -1,4 +1,4 @@
-"""Figures of a report: alignment as bars, alignment against accuracy; as SVG for the page, PNG and PDF for papers."""
+"""Charts of a report: alignment as bars, alignment against accuracy; SVG for the page, PNG and PDF for papers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluate checkpoint after checkpoint, part after part; what is finished is kept and found again."""
+"""Evaluate checkpoint after checkpoint, part after part; finished parts are kept and found again."""
 
 from __future__ import annotations
 

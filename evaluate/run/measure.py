@@ -1,4 +1,4 @@
-"""Measure one checkpoint: record -> features -> head -> maps -> rank correlation -> one row an image."""
+"""Measure one checkpoint: record -> features -> head -> maps -> rank correlation -> one row per image."""
 
 from __future__ import annotations
 

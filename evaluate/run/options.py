@@ -1,4 +1,4 @@
-"""How a checkpoint is measured."""
+"""Options of a measurement: explainers, metrics, protocols, precision, device."""
 
 from __future__ import annotations
 

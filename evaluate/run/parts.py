@@ -1,4 +1,4 @@
-"""The per-image table on disk: a part for so many images while a run goes on, one file at its end.
+"""The per-image table on disk: one part per so many images during a run, one file at its end.
 
 Finished parts are kept, so a killed run continues where it was; a part belongs to exactly one question (`key`:
 weights, data, explainers, ...) and is never used for another. It bears a hash of itself, as the checksums of Parquet

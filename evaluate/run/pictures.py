@@ -1,4 +1,4 @@
-"""What each checkpoint makes of the images that a report shows."""
+"""The maps and overlays of the images that a report shows, for each checkpoint."""
 
 from __future__ import annotations
 

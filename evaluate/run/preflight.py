@@ -1,4 +1,4 @@
-"""Before the first image: every checkpoint is loaded, and each explainer and measure tried on it."""
+"""Before the first image: every checkpoint is loaded, and each explainer and metric tried on it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""`python -m tests.benchmarks [NAME ...]`: run benchmarks and put their tables into RESULTS.md.
+"""`python -m tests.benchmarks [NAME ...]`: run benchmarks and put each one's table into its page, `results/NAME.md`.
 
-A table stands between markers and is replaced when its benchmark runs again on the same kind of device.
+A table stands between markers and is replaced when its benchmark runs again on the same kind of device; what is
+written around the tables stays.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from common.atomic import write_text
 from tests.benchmarks.harness import device, machine
 
 FOLDER = Path(__file__).parent
-RESULTS = FOLDER / "RESULTS.md"
+RESULTS = FOLDER / "results"
 
 
 def main() -> int:
@@ -38,23 +39,25 @@ def main() -> int:
             failed.append(name)
             continue
         print(table)
-        put(f"{name}-{device().type}", module.TITLE, module.GOAL, table)
+        print(f"written to {put(name, module.TITLE, module.GOAL, table, RESULTS)}")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def put(key: str, title: str, goal: str, table: str) -> None:
-    """Place a benchmark's table in RESULTS.md."""
-    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Benchmarks\n"
-    command = shlex.join(["python", "-m", "tests.benchmarks", key.rpartition("-")[0]])
+def put(name: str, title: str, goal: str, table: str, folder: Path) -> Path:
+    """Place a benchmark's table in its page, beside those of other kinds of devices; gives the page."""
+    page, key = folder / f"{name}.md", f"{name}-{device().type}"
+    text = page.read_text(encoding="utf-8") if page.exists() else f"# {title}\n\n{goal}\n"
+    command = shlex.join(["python", "-m", "tests.benchmarks", name])
     section = (
-        f"<!-- {key} -->\n## {title}\n\n{goal}\n\nMeasured on {date.today()}: {machine()}. `{command}`. "
+        f"<!-- {key} -->\nMeasured on {date.today()}: {machine()}. `{command}`. "
         f"Times are medians (quartiles) of alternating runs, in ms.\n\n{table}\n<!-- end {key} -->\n"
     )
     pattern = re.compile(rf"<!-- {re.escape(key)} -->.*?<!-- end {re.escape(key)} -->\n", re.DOTALL)
     text = pattern.sub(lambda _: section, text) if pattern.search(text) else f"{text}\n{section}"
-    write_text(RESULTS, text)
+    write_text(page, text)
+    return page
 
 
 if __name__ == "__main__":

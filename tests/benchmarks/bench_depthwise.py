@@ -17,7 +17,7 @@ from tests.benchmarks.harness import alternate, device, markdown
 TITLE = "Depthwise convolution, 17x17 against the plain twin's 7x7"
 GOAL = "Goal: forward + backward of the 17x17 no slower than the 7x7 of the plain twin."
 
-# model, channels, side of the map: one line a stage
+# model, channels, side of the map: one line per stage
 SHAPES = [
     ("ConvNeXt-T/S", 96, 56),
     ("ConvNeXt-T/S", 192, 28),

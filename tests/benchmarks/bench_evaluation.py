@@ -1,4 +1,4 @@
-"""What an evaluation is made of: rank correlation against SciPy, reading pictures, growth with the data, processes."""
+"""What an evaluation is made of: rank correlation against SciPy, reading images, growth with the data, processes."""
 
 from __future__ import annotations
 

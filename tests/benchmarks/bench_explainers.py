@@ -24,12 +24,12 @@ from tests.benchmarks.harness import Timing, alternate, device, markdown
 
 TITLE = "Explainers against grad-cam"
 GOAL = (
-    "Goal: never slower; the gradient methods together at least 5 times faster than grad-cam once a method. "
+    "Goal: never slower; the gradient explainers together at least 5 times faster than one call of grad-cam for each. "
     "First table: MobileNetV2 at 224 px, maps at its last feature map."
 )
-NOTES = """Methods of many passes, and gradients of the image. `ablation_cam` at the last map runs the head only, the
+NOTES = """Explainers of many passes, and gradients of the image. `ablation_cam` at the last map runs the head only, the
 package the whole network; at a layer further up both run the network. guided Grad-CAM: the package has no class for
-it, its examples multiply the two maps. Guided backpropagation takes one image a call in the package. Correlations
+it, its examples multiply the two maps. Guided backpropagation takes one image per call in the package. Correlations
 below 1 by definition: for `full_grad` the package scales every channel to 0..1 by itself, ours all channels of an image
 together, as the authors' code; in guided Grad-CAM its factor Grad-CAM is scaled to 0..1, ours is not."""
 GRADIENT = {
@@ -69,7 +69,7 @@ class Setting:
             return cam(self.images, [ClassifierOutputTarget(c) for c in self.classes])
 
     def their_guided(self) -> np.ndarray:
-        """Guided backpropagation by the package, which takes one image a call; (B, H, W, 3)."""
+        """Guided backpropagation by the package, which takes one image per call; (B, H, W, 3)."""
         guided = package.GuidedBackpropReLUModel(self.model)
         return np.stack([guided(image[None].clone(), c) for image, c in zip(self.images, self.classes)])
 
@@ -112,7 +112,7 @@ def duel(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) 
 
 
 def gradient_rows(batch: int, rounds: int) -> list[Row]:
-    """The methods of one shared pass, each alone and all together."""
+    """The explainers of one shared pass, each alone and all together."""
     here = setting("mobilenetv2_100", "bn2", batch, pad_type="same")  # bn2: with its activation the last feature map
     rows: list[Row] = []
     for name, method in GRADIENT.items():
@@ -128,7 +128,7 @@ def gradient_rows(batch: int, rounds: int) -> list[Row]:
 
 
 def other_rows(batch: int, rounds: int, slow_rounds: int) -> list[Row]:
-    """Methods of many passes, in small settings as the package needs minutes otherwise, and of the image gradient."""
+    """Explainers of many passes, in small settings as the package would need minutes, and of the image gradient."""
     narrow = setting("mobilenetv2_100", "blocks.5", batch, last=False, pad_type="same")
     early = setting("mobilenetv2_100", "blocks.0.0.bn1", batch, last=False, pad_type="same")
     small = setting("mobilenetv2_100", "bn2", batch, 96, pad_type="same")
@@ -156,7 +156,7 @@ def other_rows(batch: int, rounds: int, slow_rounds: int) -> list[Row]:
 
 def table(rows: Sequence[Row], batch: int) -> str:
     """Both sides' times, their ratio, the agreement."""
-    header = ["method", f"grad-cam ms, batch {batch}", "ours ms", "times faster", "least correlation of maps"]
+    header = ["explainer", f"grad-cam ms, batch {batch}", "ours ms", "times faster", "least correlation of maps"]
     cells = []
     for name, times, alike in rows:
         ratio = times["grad-cam"].median / times["ours"].median

@@ -25,7 +25,7 @@ MODELS = ("resnet50", "convnext_t", "convnext_s", "convnext_b", "caformer_s18", 
 
 
 def shapes() -> list[tuple[str, str, int, int, int, int]]:
-    """Model, interpolation, side, elements, channels out, channels in / groups: one layer a stage."""
+    """Model, interpolation, side, elements, channels out, channels in / groups: one layer per stage."""
     found = []
     for model in (*(f"{name}_dcls" for name in MODELS), "convnext_t_dcls_gauss"):
         for group in position_groups(create_model(model)):

@@ -15,7 +15,7 @@ from common.models.zoo import crashes_channels_last, create_model, lookup
 from tests.benchmarks.harness import alternate, device, markdown
 
 TITLE = "One training step, whole model"
-GOAL = "Goal: the DCLS twin at 0.95 of the plain twin's images a second or better."
+GOAL = "Goal: the DCLS twin at 0.95 of the plain twin's images per second or better."
 MODELS = ("convnext_t", "convformer_s18", "fastvit_sa24", "resnet50", "convnext_b")
 
 

@@ -29,7 +29,7 @@ _SAMPLE = 0.02  # seconds of work between two looks at the clock on a GPU, whose
 
 
 def alternate(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
-    """Time every contestant once a round, so that a busy moment of the machine hits all of them.
+    """Time every contestant once per round, so that a busy moment of the machine hits all of them.
 
     After a round of warming up; on a GPU after three, and a contestant runs as often in a row as takes 20 ms.
     """

@@ -1,4 +1,4 @@
-"""What happens to images: timm's augmentation for training, the model's own transform for validation."""
+"""Augmentation: timm's for training, the model's own transform for validation."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is minimised."""
+"""The terms of the loss that training minimises."""

@@ -1,4 +1,4 @@
-"""The square of the repulsive loss of the positions, where the recipe adds it."""
+"""The repulsive loss of the positions, squared, for recipes that add it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What people see of a run."""
+"""What people see of a run: console, TensorBoard, pictures of the positions."""

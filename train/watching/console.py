@@ -1,4 +1,4 @@
-"""Lines on the terminal."""
+"""Console output: the log, and durations and tables as text."""
 
 from __future__ import annotations
 

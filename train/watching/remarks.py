@@ -1,4 +1,4 @@
-"""What the head of a run remarks on its data and its machine, where they may not be what one expects."""
+"""Remarks at the start of a run on its data and its machine, where they may surprise."""
 
 from __future__ import annotations
 
