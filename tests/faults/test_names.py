@@ -42,7 +42,7 @@ NAMES = [
     "\udcff not UTF-8",
 ]
 FOLDERS = [NAMES[number] for number in (0, 2, 4, 6, 9, 10, 11)]
-CLASSES = [name for name in NAMES if "\udcff" not in name][:12]
+CLASSES = [*filter(str.isprintable, NAMES), "<b>as many as outputs"]
 OUR_TAGS = {
     "html", "head", "meta", "title", "link", "style", "body", "h1", "h2", "h3", "p", "form", "fieldset", "legend",
     "label", "input", "a", "div", "table", "tr", "th", "td", "wbr", "b", "small", "figure", "figcaption", "img",
@@ -98,6 +98,7 @@ def report(tmp_path_factory):
     place = tmp_path_factory.mktemp("names")
     first = save_untrained(place / "first", "demo")
     config = json.loads((first / "config.json").read_text())
+    del config["config_sha256"]
     (first / "config.json").write_text(json.dumps({**config, "classes": CLASSES}))
     for name in FOLDERS:
         shutil.copytree(first, place / "checkpoints" / name)
