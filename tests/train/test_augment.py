@@ -153,8 +153,8 @@ def test_a_smoke_run_takes_jpegs_through_the_recipes_own_augmentation(name: str)
         return
     assert isinstance(source, Photographs) and isinstance(val, Photographs)
     assert (len(source), len(val), source.num_classes) == (24, 6, 12)
-    content, label, where = source.records.read(5)
-    assert content.startswith(b"\xff\xd8") and source.records.read(5) == (content, label, where)
+    content, label, where, _ = record = source.records.read(5)
+    assert content.startswith(b"\xff\xd8") and source.records.read(5) == record
     assert content not in [val.records.read(i).content for i in range(len(val))]
     batch = source.__getitems__([SampleKey(1, 5, 0)])
     assert isinstance(batch, Batch) and batch.labels.tolist() == [label]

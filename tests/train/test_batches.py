@@ -183,9 +183,10 @@ def test_a_process_that_exits_with_its_loader_open_does_not_wait_for_ever(settin
     """An error leaves the loader in a traceback; at its exit Python ends the loader's processes and waits for them."""
     program = """
         import sys
-        from train.data.images import ValidationSampler, open_data
+        from train.data.images import open_data
         from train.configure import load_settings
         from train.data.loader import load, make_loader
+        from train.data.order import ValidationSampler
         settings = load_settings(sys.argv[1:])
         _, source = open_data(settings)
         loader = make_loader(source, ValidationSampler(len(source), 1, 0, 1), settings, pin=False, stays=True)

@@ -1,11 +1,8 @@
 """The names of classes that a run publishes: a line for each output, or none."""
 
-import json
-
 import pytest
 
 from train.publish import _class_names
-from train.runs.run_folder import RunFolder
 
 
 @pytest.mark.parametrize(
@@ -17,8 +14,5 @@ from train.runs.run_folder import RunFolder
         (None, 2, None),
     ],
 )
-def test_there_is_a_name_of_one_line_for_each_output_or_none(tmp_path, names, outputs, published):
-    folder = RunFolder(tmp_path)
-    if names is not None:
-        folder.classes.write_text(json.dumps(names))
-    assert _class_names(folder, outputs) == published
+def test_there_is_a_name_of_one_line_for_each_output_or_none(names, outputs, published):
+    assert _class_names(names, outputs) == published
