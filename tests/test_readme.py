@@ -46,7 +46,7 @@ def test_commands_were_found() -> None:
 
 def test_every_option_named_in_the_text_exists() -> None:
     options = {option for action in parser()._actions for option in action.option_strings}
-    others = {"--to", "--name", "--hub", "--logdir"}  # of `common.data.clickme`, `train.publish` and TensorBoard
+    others = {"--to", "--name", "--hub", "--logdir"}  # of `evaluate.clickme`, `train.publish` and TensorBoard
     others |= {"--ipc", "--shm-size"}  # of Docker
     assert set(re.findall(r"(?<![-\w])--[a-z][a-z-]+", TEXT)) <= options | others
 

@@ -52,9 +52,9 @@ def publish_run(run: Path, name: str, checkpoints: Path, overwrite: bool = False
         UserError: no such run, nothing whole in it, or something else stands where it would go.
     """
     folder = RunFolder(run)
+    checkpoint_folder(checkpoints, name, None if overwrite else folder.own_weights())  # before anything is read
     if not list_snapshots(folder.snapshots):
         raise UserError(f"{run} is no run with a snapshot; give runs/NAME/TIME")
-    checkpoint_folder(checkpoints, name, None if overwrite else folder.own_weights())  # before anything is read
     content, record = read_snapshot(newest_snapshot(folder.snapshots))
     settings = settings_of(record)
     spec = dcls_spec(settings)

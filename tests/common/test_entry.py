@@ -15,7 +15,7 @@ from common.entry import run_command
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
     ["train/main.py", "recipe=demo"],
-    *(["-m", name] for name in ("evaluate", "common.data.clickme", "train.publish")),
+    *(["-m", name] for name in ("evaluate", "evaluate.clickme", "train.publish")),
 ]
 
 

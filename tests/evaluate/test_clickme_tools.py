@@ -244,7 +244,7 @@ def test_the_command_line_speaks_in_one_line(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "common.data.clickme",
+        "evaluate.clickme",
         "convert",
         "--data-root",
         str(tmp_path),

@@ -180,7 +180,7 @@ DIFFERENCES: dict[str, Differences] = {
 # What is no setting of a recipe, by the recipes' common start.
 _COSINE = (
     "cosine begins after the warm-up and moves with every update "
-    "(theirs begins with the warm-up and moves once an epoch"
+    "(theirs begins with the warm-up and moves once per epoch"
 )
 OTHER_DIFFERENCES = {
     "convnext": ["an epoch's last, partial batch is trained on"],
@@ -189,7 +189,7 @@ OTHER_DIFFERENCES = {
     "fastvit": [f"{_COSINE}: up to 2 % of the peak lower)", "an epoch's last, partial batch is trained on"],
     "resnet50": [
         "BatchNorm on each device (theirs synchronised)",
-        "cosine moves with every update (theirs once an epoch)",
+        "cosine moves with every update (theirs once per epoch)",
     ],
 }
 NAMES = [name for name in recipe_names() if not name.startswith("demo")]
@@ -253,7 +253,7 @@ def test_a_recipe_says_what_differs_beside_its_settings(name: str) -> None:
     if "dcls" in name and not name.startswith("convnext"):
         assert "unknown" in text.partition("DCLS: ")[2]
     if name.startswith("convnext") and "dcls" in name:
-        assert "averaged once an update (theirs once for each layer)" in text  # timm's average walks the state dict
+        assert "averaged once per update (theirs once for each layer)" in text  # timm's average walks the state dict
     if "dcls" in name and load_settings([f"recipe={name}"]).optim.name == "lamb":
         assert "no trust ratio" in text and "0.04 px" in text  # 5 x 8e-3, as positions do not decay
 

@@ -39,14 +39,14 @@ def test_wordnet_folders_are_said_to_give_a_thousand_outputs(tmp_path: Path) -> 
 def test_classes_without_a_picture_on_one_side_are_counted(tmp_path: Path) -> None:
     make_photographs(tmp_path / "train", ("ant", "bee", "cat", "dog"), 1)
     make_photographs(tmp_path / "val", ("bee",), 1)
-    assert folders(f"data.root={tmp_path}") == {"warning": "of 4 classes, 3 (ant, ...) have no picture to validate on"}
+    assert folders(f"data.root={tmp_path}") == {"warning": "of 4 classes, 3 (ant, ...) have no image to validate on"}
 
 
 def test_a_hold_out_that_leaves_classes_untrained_is_warned_of(tmp_path: Path) -> None:
     names = [f"class_{i}" for i in range(10)]
     make_photographs(tmp_path, names, 1)
     found = folders(f"data.root={tmp_path}", "data.val_fraction=0.3")["warning"]
-    assert "of 10 classes, 3 (class_" in found and "have no picture to train on and 7 (class_" in found
+    assert "of 10 classes, 3 (class_" in found and "have no image to train on and 7 (class_" in found
     assert "data.val_fraction sets the share held out" in found and "\n" not in found
     _, val = open_data(load_settings(["recipe=convnext_t", f"data.root={tmp_path}", "data.val_fraction=0.3"]))
     held = {names[val.records.read(i).label] for i in range(3)}  # type: ignore[attr-defined]
@@ -62,7 +62,7 @@ def test_one_class_is_named_without_others(tmp_path: Path) -> None:
     }
     datasets.DatasetDict(tables).save_to_disk(tmp_path / "set")
     assert folders(f"data.source=hf:{tmp_path}/set") == {
-        "warning": "of 2 classes, 1 (even) have no picture to validate on"
+        "warning": "of 2 classes, 1 (even) have no image to validate on"
     }
 
 
