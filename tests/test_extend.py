@@ -27,9 +27,7 @@ def tree(tmp_path):
 def blocks(section):
     """The new file, its text, the registry, its line and the command."""
     new = re.search(r"^New file `(.+?)`:\n\n```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
-    line = re.search(
-        r"^Its line among `_FILES` of `(.+?)`.*?:\n\n```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE
-    )
+    line = re.search(r"^Its line among `_FILES` of `(.+?)`.*?:\n\n```\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     command = re.search(r"^Used:\n\n```\n(.*?)\n```", section, re.DOTALL | re.MULTILINE)
     return *new.groups(), *line.groups(), command[1]
 
