@@ -24,9 +24,10 @@ IMPATIENT = """
     import sys
     sys.path.insert(0, {root!r})
     from common.entry import run_command
-    from train import resume, session
+    from train.run import main
+    from train.runs import resume
     resume.LAST_BREATH = {patience}
-    sys.exit(run_command(lambda: session.main(sys.argv[2:])))
+    sys.exit(run_command(lambda: main(sys.argv[2:])))
 """
 
 

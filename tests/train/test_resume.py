@@ -300,7 +300,8 @@ def test_more_updates_than_a_run_is_to_have_are_one_line(tmp_path: Path, launch:
 RANK_ONE_READS_OTHERWISE = """
     import os, sys
     sys.path.insert(0, {root!r})
-    from train import resume, run_folder, session
+    from train.run import main
+    from train.runs import resume, run_folder
     read = resume.read_snapshot
     if os.environ["RANK"] == "1":
         everything = run_folder.list_snapshots
@@ -309,7 +310,7 @@ RANK_ONE_READS_OTHERWISE = """
             content, record = read(place)
             return content, record | {changed}
         resume.read_snapshot = stale
-    sys.exit(session.main(sys.argv[2:]))
+    sys.exit(main(sys.argv[2:]))
 """
 
 

@@ -80,7 +80,7 @@ def test_handlers_are_put_back() -> None:
 STOPS_WITHIN = """
     import sys
     sys.path.insert(0, {root!r})
-    from train.build import main
+    from train.run import main
     from train.stopping import Stop, StopListener
     agree, calls = StopListener.agree, []
     def struck(self, *due):
