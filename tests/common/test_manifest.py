@@ -62,7 +62,7 @@ def test_without_a_manifest_nothing_is_read(folder, monkeypatch):
 def test_what_is_not_as_listed_is_refused_every_time(folder, name, content, message):
     (folder / name).write_bytes(content)
     for _ in range(2):
-        with pytest.raises(UserError, match=message + rf".*python -m common\.manifest {folder}$"):
+        with pytest.raises(UserError, match=message + rf".*python -m common\.data\.manifest {folder}$"):
             check(folder)
 
 
@@ -102,7 +102,7 @@ def test_a_file_is_hashed_once_and_again_when_it_changes(folder, monkeypatch, ca
 )  # fmt: skip
 def test_what_is_no_manifest_is_said_and_can_be_written_again(folder, text):
     (folder / MANIFEST).write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match=r"manifest\.json is no manifest .* python -m common\.manifest"):
+    with pytest.raises(UserError, match=r"manifest\.json is no manifest .* python -m common\.data\.manifest"):
         check(folder)
     assert main([str(folder)]) == 0
     check(folder)

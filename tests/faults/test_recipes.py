@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from train.configure import RECIPES, as_dict, load_settings
-from train.publish import publish_run
 
 GOOD = (RECIPES / "demo_dcls.yaml").read_bytes()
 PIECES = [b"${", b"}", b"\0", b"\xff", b"&a ", b"*a", b"!!int x", b"!!python/name:os.system", b": ", b"- ", b"\t",
@@ -113,10 +112,3 @@ def test_odd_values_of_yaml_are_refused(tmp_path, line):
 def test_a_number_of_5000_digits_as_an_argument_is_refused():
     with pytest.raises(UserError, match="cannot be read"):
         load_settings(["recipe=demo", "seed=" + "9" * 5000])
-
-
-def test_a_run_whose_settings_would_be_replaced_is_not_published(tmp_path, monkeypatch):
-    monkeypatch.setenv("A_SECRET", "do-not-tell")
-    (tmp_path / "config.yaml").write_text("model: demo\nlicense: ${oc.env:A_SECRET}\n")
-    with pytest.raises(UserError, match=r"license=\$\{oc\.env:A_SECRET\}"):
-        publish_run(tmp_path, "name", tmp_path / "checkpoints")
