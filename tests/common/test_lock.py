@@ -22,9 +22,9 @@ from pathlib import Path
 from common.lock import locked
 with locked(Path(sys.argv[1]), "it", "wait"):
     if os.fork() == 0:
+        print("held", flush=True)  # by the child, which has let go of the file by then
         time.sleep(60)  # a child that outlives its parent, such as a loader's process
         os._exit(0)
-    print("held", flush=True)
     time.sleep(60)
 """
 
