@@ -199,12 +199,6 @@ def position_groups(model: nn.Module) -> list[PositionGroup]:
     return list(groups.values())
 
 
-def clamp_positions(model: nn.Module) -> None:
-    """Bring the positions of every DCLS layer back to within +-(K // 2); to be called after each update."""
-    for group in position_groups(model):
-        group.layers[0][1].clamp_parameters()
-
-
 def repulsive_loss(model: nn.Module) -> Tensor:
     """L_rep of the DCLS ConvNeXt training code: how much elements of one kernel lie within a pixel of each other.
 

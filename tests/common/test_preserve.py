@@ -10,10 +10,11 @@ import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
+from common.constraints import constrain
 from common.dcls import INTERPOLATIONS, DclsConv2d, row_axis
 from common.dcls_spec import DclsSpec
 from common.preserve import preserve
-from common.surgery import clamp_positions, fold_dcls, position_groups, replace_convs
+from common.surgery import fold_dcls, position_groups, replace_convs
 
 KINDS = {
     "depthwise 7x7": (nn.Conv2d, 6, 6, 7, {"padding": 3, "groups": 6}),
@@ -78,7 +79,7 @@ def test_every_element_can_move_and_clamping_leaves_it(size, kernel_size, interp
     model = nn.Sequential(nn.Conv2d(2, 2, kernel_size, padding=kernel_size // 2, groups=2))
     replace_convs(model, DclsSpec(interpolation, size, kernel_size**2, init="preserve"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    clamp_positions(model)
+    constrain(model)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     optimizer = torch.optim.SGD(model.parameters(), 10)
     (model(torch.randn(2, 2, 40, 40)) * torch.randn(2, 2, 1, 1)).square().mean().backward()

@@ -11,9 +11,10 @@ import timm.layers
 import torch
 from torch import nn
 
+from common.constraints import constrain
 from common.dcls import DclsConv2d, SamePadding
 from common.dcls_spec import DclsSpec
-from common.surgery import clamp_positions, fold_dcls, position_groups, replace_convs, repulsive_loss
+from common.surgery import fold_dcls, position_groups, replace_convs, repulsive_loss
 
 SMALL = DclsSpec("gauss", 9, 4)
 
@@ -265,7 +266,7 @@ def test_clamp_brings_shared_positions_back():
     with torch.no_grad():
         model[1].P.fill_(50)
         model[4].P.fill_(-50)
-    clamp_positions(model)
+    constrain(model)
     assert (model[2].P == 4).all() and (model[4].P == -4).all()
 
 

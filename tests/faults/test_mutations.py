@@ -37,7 +37,7 @@ MUTATIONS = (
         "test_kernel_equals_its_definition_also_when_not_square",
     ),
     Mutation(
-        "group.layers[0][1].clamp_parameters()",
+        "module.constrain()",
         "pass",
         "test_clamp_brings_shared_positions_back",
     ),
