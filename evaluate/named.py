@@ -46,6 +46,7 @@ class Named:
 
 
 N = TypeVar("N", bound=Named)
+E = TypeVar("E")
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ Asked = str | Iterable[str] | Mapping[str, Mapping[str, Any] | Chosen[N]]
 """`NAME` or `NAME:KEY=VALUE,...`, several of them, or names with their parameters."""
 
 
-def entries_of(package: str, files: Iterable[str], kind: type[N]) -> list[N]:
+def entries_of(package: str, files: Iterable[str], kind: type[E]) -> list[E]:
     """The `ENTRIES` of some files of a package, one after another.
 
     Args:

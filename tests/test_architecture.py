@@ -17,7 +17,7 @@ MAY_IMPORT = {
         "named": set(),
         "rows": set(),
         "network": {"maps", "named"},
-        "data": {"maps"},
+        "data": {"maps", "named"},
         "explainers": {"maps", "named", "network"},
         "metrics": {"maps", "named", "network"},
         "run": {"data", *PASSES},

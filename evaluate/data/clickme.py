@@ -46,3 +46,6 @@ class ClickMeData(EvalData):
     def fingerprint(self) -> str:
         """Hash of the shards' names, sizes and times of modification."""
         return hash_of((shard.name, state_of(shard)) for shard in self.records.shards)
+
+
+ENTRIES = (ClickMeData,)

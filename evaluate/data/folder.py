@@ -92,3 +92,6 @@ def _from_folders(root: Path, classes: Sequence[str] | None) -> tuple[list[str],
     else:
         count = len(names)
     return [os.path.relpath(file, root) for file in files], labels.tolist(), count
+
+
+ENTRIES = (FolderData,)

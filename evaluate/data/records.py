@@ -187,3 +187,6 @@ def _box(numbers: Sequence[float]) -> list[float]:
     if not all(map(math.isfinite, box)) or x0 > x1 or y0 > y1:
         raise ValueError("no box")
     return box
+
+
+ENTRIES = (HubData, ParquetData, WebdatasetData)

@@ -1,5 +1,4 @@
-"""The data sets by the names that people type: every class that is imported here. A new one is a file and a line."""
-# ruff: noqa: F401
+"""Every data set by the name people type. Another one is a file here with its `ENTRIES`, and a line below."""
 
 from __future__ import annotations
 
@@ -7,17 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import UserError
-from evaluate.data.clickme import ClickMeData
-from evaluate.data.folder import FolderData
 from evaluate.data.interface import EvalData, ModelView, Source
-from evaluate.data.records import HubData, ParquetData, WebdatasetData
-from evaluate.data.scenes import ScenesData
+from evaluate.named import entries_of
 
-DATA_SETS: dict[str, type[EvalData]] = {
-    data.name: data
-    for data in list(vars().values())
-    if isinstance(data, type) and issubclass(data, EvalData) and data is not EvalData
-}
+_FILES = (
+    "clickme",
+    "folder",
+    "records",
+    "scenes",
+)
+
+_FOUND: list[type[EvalData]] = entries_of("evaluate.data", _FILES, type)
+DATA_SETS = {data.name: data for data in _FOUND}
 
 
 def typed_names() -> list[str]:

@@ -43,3 +43,6 @@ class ScenesData(EvalData):
     def fingerprint(self) -> str:
         """Hash of what the scenes are a function of."""
         return hash_of([f"{self.scenes.config} {len(self)}"])
+
+
+ENTRIES = (ScenesData,)

@@ -47,14 +47,15 @@ def edit(path):
 
 
 def test_the_data_set_of_the_page_on_extending_is_a_new_file_and_a_line(tree, tmp_path):
-    module, line = re.findall(r"^```python\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)
+    (module,) = re.findall(r"^```python\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)
+    (line,) = re.findall(r"registry.py`:\n\n```\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)
     (command,) = re.findall(r"^```\npython -m evaluate (.*?)\n```", SECTION, re.MULTILINE)
     place = tree / re.search(r"^# (\S+)\n", module)[1]
     registry = tree / "evaluate" / "data" / "registry.py"
     assert not place.exists() and len(line.splitlines()) == 1
     place.write_text(module, encoding="utf-8")
     text = registry.read_text(encoding="utf-8")
-    registry.write_text(text.replace("from evaluate.data.interface", f"{line}from evaluate.data.interface", 1))
+    registry.write_text(text.replace("_FILES = (\n", f"_FILES = (\n{line}", 1))
     for name, grey in {"3-dog.png": 90, "11-cat.png": 200}.items():
         Image.new("RGB", (70, 64), (grey, grey, 0)).save(tmp_path / name)
     given = [str(tmp_path) if word == "DIR" else word for word in command.split()]
