@@ -237,7 +237,7 @@ class Job:
         pixels = torch.stack([seen for _, _, seen in opened[rows]]).to(self.options.device)
         maps = explain(
             self.subject.model,
-            self.subject.transform.normalise(pixels).contiguous(memory_format=torch.channels_last),
+            self.subject.see(pixels),
             self.target,
             self.explainers,
             layer=self.options.layer,

@@ -14,8 +14,7 @@ from common.errors import UserError
 from common.models.transform import ModelTransform
 from evaluate.explainers.explainer import Explainer
 from evaluate.explainers.registry import EXPLAINERS
-from evaluate.maps.arithmetic import min_max, resize_saliency
-from evaluate.maps.frames import is_constant
+from evaluate.maps.arithmetic import is_constant, min_max, resize_saliency
 from evaluate.named import Asked
 from evaluate.network.micro_batch import MicroBatch
 from evaluate.network.passes import uncompiled

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from evaluate.explainers.explainer import SIGNED, Explainer
-from evaluate.maps.arithmetic import min_max
+from evaluate.maps.arithmetic import is_constant, min_max
 from evaluate.network.query import Query, Substrate
 
 
@@ -55,7 +55,7 @@ def score_cam(
     if weighting == "softmax":
         weights = scores.softmax(1)
     else:
-        weights = torch.where(maps.amin((1, 2)) < maps.amax((1, 2)), scores.flatten(), 0).view(batch, channels)
+        weights = scores.flatten().where(~is_constant(maps), 0).view(batch, channels)
     signed = torch.einsum("bc,bchw->bhw", weights, features)
     return signed.relu() if relu else signed
 

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
-from evaluate.maps.frames import _constant_as_before
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -15,6 +14,16 @@ def min_max(maps: Tensor) -> Tensor:
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     spread = high - low
     return torch.where(spread > 0, (maps - low) / spread.where(spread > 0, torch.ones_like(spread)), 0)
+
+
+def is_constant(maps: Tensor) -> Tensor:
+    """(B, h, w) -> (B,) bool: whether all values of a map are equal, so that it says nothing."""
+    return maps.amax((1, 2)) <= maps.amin((1, 2))
+
+
+def constant_as_before(before: Tensor, after: Tensor) -> Tensor:
+    """Maps after a resize; constant ones, which its rounding would turn into noise, keep their value."""
+    return torch.where(is_constant(before)[:, None, None], before[:, :1, :1], after)
 
 
 def top_share(maps: Tensor, percent: float) -> Tensor:
@@ -47,7 +56,7 @@ def resize_saliency(saliency: Tensor, size: int | tuple[int, int]) -> Tensor:
     if tuple(maps.shape[1:]) == (height, width):
         return maps
     resized = F.interpolate(maps[:, None], (height, width), mode="bilinear", align_corners=False)
-    return _constant_as_before(maps, resized[:, 0])
+    return constant_as_before(maps, resized[:, 0])
 
 
 def centre_map(size: int, device: torch.device) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evaluate.maps.arithmetic import constant_as_before
+
 PROTOCOLS = ("paper", "aligned")
 
 
@@ -34,14 +36,4 @@ def frame_human_map(human: Tensor, seen: float, protocol: str) -> Tensor:
     rows, columns = torch.meshgrid(line, line, indexing="ij")
     grid = torch.stack((columns, rows), -1).expand(len(human), -1, -1, -1)
     framed = F.grid_sample(human[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return _constant_as_before(human, framed[:, 0]).contiguous()
-
-
-def is_constant(maps: Tensor) -> Tensor:
-    """(B, h, w) -> (B,) bool: whether all values of a map are equal, so that it says nothing."""
-    return maps.amax((1, 2)) <= maps.amin((1, 2))
-
-
-def _constant_as_before(before: Tensor, after: Tensor) -> Tensor:
-    """Maps after a resize; constant ones, which its rounding would turn into noise, keep their value."""
-    return torch.where(is_constant(before)[:, None, None], before[:, :1, :1], after)
+    return constant_as_before(human, framed[:, 0]).contiguous()

@@ -7,16 +7,10 @@ import io
 
 import matplotlib
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-
-def normalised(saliency: Tensor) -> NDArray[np.float32]:
-    """(H, W) -> float32 in [0, 1]; a constant map becomes 0."""
-    values = saliency.float().numpy()
-    low, high = values.min(), values.max()
-    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+from evaluate.maps.arithmetic import min_max
 
 
 def overlay(pixels: Tensor, saliency: Tensor, opacity: float = 0.5) -> Image.Image:
@@ -28,7 +22,9 @@ def overlay(pixels: Tensor, saliency: Tensor, opacity: float = 0.5) -> Image.Ima
         opacity: of the colours, 0 to 1.
     """
     picture = pixels.permute(1, 2, 0).numpy().astype(np.float32)
-    colours = matplotlib.colormaps["turbo"](normalised(saliency))[..., :3].astype(np.float32) * 255
+    colours = (
+        matplotlib.colormaps["turbo"](min_max(saliency.float()[None])[0].numpy())[..., :3].astype(np.float32) * 255
+    )
     return Image.fromarray((picture * (1 - opacity) + colours * opacity).round().astype(np.uint8))
 
 

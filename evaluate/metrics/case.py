@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.models.transform import ModelTransform
-from evaluate.maps.arithmetic import min_max, resize_saliency
+from evaluate.maps.arithmetic import is_constant, min_max, resize_saliency
 from evaluate.maps.boxes import box_mask, clip_boxes
-from evaluate.maps.frames import is_constant
 from evaluate.network.micro_batch import MicroBatch
 from evaluate.network.query import Query, Substrate
 

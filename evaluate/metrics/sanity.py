@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from evaluate.maps.arithmetic import min_max
-from evaluate.maps.frames import is_constant
+from evaluate.maps.arithmetic import is_constant, min_max
 from evaluate.maps.ranks import spearman
 from evaluate.metrics.case import Case
 from evaluate.metrics.measure import Measure

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
@@ -46,6 +46,10 @@ class Subject:
     def to(self, device: torch.device) -> None:
         """Move the model; channels_last, in which convolutions run fastest."""
         self.model.to(device).to(memory_format=torch.channels_last)
+
+    def see(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, 3, crop, crop) on the model's device -> its float32 input, channels_last."""
+        return self.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)
 
     def compile(self) -> None:
         """Compile the model; it must be on its device."""

@@ -109,7 +109,7 @@ def metric_table(results: Results) -> Table:
     seconds = {key: item.seconds_per_image for key, item in first.items()}
     for row, cell in zip(rows, _ranked(seconds, "lower", SECONDS_FORM)):
         row[f"{SECONDS_HEADING} (lower is better)"] = cell
-    return _table("Methods by measures, with ranks", rows if results.metrics else [])
+    return _table("Explainers by metrics, with ranks", rows if results.metrics else [])
 
 
 def _ranked(values: dict[tuple[str, str | None], float | None], better: str, form: str = ".4f") -> list[str]:

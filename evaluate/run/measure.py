@@ -117,8 +117,7 @@ def _blaming_the_checkpoint() -> Iterator[None]:
 def measure_batch(subject: Subject, data: EvalData, batch: Batch, options: RunOptions) -> Measured:
     """Measure one batch, see `measure_batches`."""
     device = options.device
-    pixels = batch.pixels.to(device, non_blocking=True)
-    images = subject.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)
+    images = subject.see(batch.pixels.to(device, non_blocking=True))
     explained = batch.human is not None or options.measures
     asked, explainers = asked_classes(batch, options), options.explainers if explained else {}
     others, alone = _other_human(data, batch, options) if explained else (None, ())

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -73,8 +72,7 @@ def _add_images(
 
 def saliency_of(subject: Subject, batch: Batch, options: RunOptions) -> dict[str, Tensor]:
     """Maps of every asked explainer for a batch, (B, S, S) at the size of the model's view; for pictures."""
-    pixels = batch.pixels.to(options.device)
-    images = subject.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)
+    images = subject.see(batch.pixels.to(options.device))
     asked = asked_classes(batch, options)
     maps = explain_batch(subject, subject.model, images, asked, batch, options.from_images, options)
     return {name: resize_saliency(saliency, images.shape[-1]).cpu() for name, saliency in maps.items()}
